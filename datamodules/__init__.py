@@ -1,0 +1,3 @@
+"""LightningDataModules: what is trained on."""
+
+from synthalign.datamodules.preferences import SyntheticPreferenceDataModule as SyntheticPreferenceDataModule

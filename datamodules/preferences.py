@@ -1,0 +1,208 @@
+"""Preference pairs for training: made on setup, or read from a set that exists."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from synthalign.datamodules.batches import LengthGroupedBatches
+from synthalign.dpo.batch import PairTokens, collate
+from synthalign.pairs import Echo, Empty, ForeignScript, Identical, TooClose, refuse, surplus
+from synthalign.pipeline import Synthesis, summary
+from synthalign.store import seed_of
+from synthalign.tables import PairRow, PairSet, read_pairs
+from synthalign.types import Drop, PairGate, ResponseGate
+from synthalign.vlm import Chat
+
+log = logging.getLogger(__name__)
+
+
+class SyntheticPreferenceDataModule(LightningDataModule):
+    """Preference pairs, made from prompts on ``setup("fit")`` or read from an existing set.
+
+    Give ``synthesis`` or ``pairs``. What is unfit is dropped, counted and named; nothing else is.
+
+    Args:
+        synthesis: How to make the pairs. Whatever is on disk already is not made again.
+        pairs: A set that exists: the Synth-Align authors' JSON, TRL's conversational preference rows, or a folder of
+            our own pairs.
+        images: Folder of the images that the rows of ``pairs`` name by path; by default the folder of ``pairs``.
+        response_gates: Which responses of ``pairs`` are unfit: Empty, Echo and ForeignScript by default.
+        pair_gates: Which pairs of ``pairs`` are unfit: Identical and TooClose by default.
+        balance_yes_no: Leave out surplus pairs so that as many choose "yes…" as "no…".
+        max_length: Longest prompt plus response, tokens, image tokens counted; longer pairs are dropped. The policy's
+            own limit by default.
+        val_share: Share of the images whose pairs are held out for validation, in [0, 1).
+        batch_size: Pairs per step and rank.
+        num_workers: Processes that prepare batches.
+        seed: Of the split, the balance and the order.
+        chat: The policy's; the command line links it.
+    """
+
+    def __init__(
+        self,
+        *,
+        synthesis: Synthesis | None = None,
+        pairs: str | None = None,
+        images: str | None = None,
+        response_gates: list[ResponseGate] | None = None,
+        pair_gates: list[PairGate] | None = None,
+        balance_yes_no: bool = False,
+        max_length: int | None = None,
+        val_share: float = 0.0,
+        batch_size: int = 4,
+        num_workers: int = 0,
+        seed: int = 0,
+        chat: Chat | None = None,
+    ) -> None:
+        super().__init__()
+        if synthesis is not None and pairs is not None:
+            raise ValueError("give synthesis or pairs, not both: is this set made, or does it exist?")
+        if not 0 <= val_share < 1 or batch_size < 1:
+            raise ValueError(f"val_share must be in [0, 1) and batch_size >= 1, got {val_share} and {batch_size}")
+        self.synthesis, self.pairs, self.images = synthesis, pairs, images
+        self.response_gates = [Empty(), Echo(), ForeignScript()] if response_gates is None else response_gates
+        self.pair_gates = [Identical(), TooClose()] if pair_gates is None else pair_gates
+        self.balance_yes_no, self.max_length, self.val_share = balance_yes_no, max_length, val_share
+        self.batch_size, self.num_workers, self.seed, self.chat = batch_size, num_workers, seed, chat
+        self.dropped: list[tuple[str, Drop]] = []
+        self.train_set: PairDataset | None = None
+        self.val_set: PairDataset | None = None
+
+    def setup(self, stage: str) -> None:
+        """Under ``fit``, make or read the pairs; ``validate`` only reads them; ``test`` needs none."""
+        if stage == "fit" and self.train_set is None:
+            self._split(self._read(self.synthesize() if self.synthesis is not None else None))
+        elif stage == "validate" and self.train_set is None:
+            self._split(self._read(self._landed() if self.synthesis is not None else None))
+
+    def synthesize(self) -> Path:
+        """Make whatever pairs are missing and return their folder.
+
+        Raises:
+            ValueError: There is no recipe.
+        """
+        if self.synthesis is None:
+            raise ValueError("there is nothing to synthesize: the datamodule has no synthesis")
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return self.synthesis.run(rank, world_size)
+
+    def _landed(self) -> Path:
+        assert self.synthesis is not None
+        landing = self.synthesis.stages[-1].landing
+        if any(not landing.has(shard) for shard in self.synthesis.stages[-1].shards):
+            raise ValueError(f"the pairs are not made yet ({landing.folder}): run `synthalign synthesize` first")
+        return landing.folder
+
+    def _read(self, made: Path | None) -> PairSet:
+        if made is not None:
+            return read_pairs(made)
+        if self.pairs is None:
+            raise ValueError("there is nothing to train on: give the datamodule synthesis or pairs")
+        return read_pairs(Path(self.pairs), None if self.images is None else Path(self.images))
+
+    def _split(self, pairs: PairSet) -> None:
+        """Drop what is unfit, then split by image."""
+        if self.chat is None:
+            raise ValueError("the datamodule needs the policy's chat: chat=module.chat (the command line links it)")
+        self.dropped = list(pairs.dropped)
+        fit: list[tuple[int, PairRow, list[int], list[int]]] = []
+        for index, row in enumerate(pairs.rows):
+            gates = ([], []) if self.synthesis is not None else (self.response_gates, self.pair_gates)
+            drop = refuse(*gates, row.question, row.chosen, row.rejected, row.margin)
+            if drop is not None:
+                self.dropped.append((row.id, drop))
+                continue
+            fit.append((index, row, *(self.chat.response_ids(row.question, r) for r in (row.chosen, row.rejected))))
+        if self.balance_yes_no:
+            left_out = surplus([row.id for _, row, *_ in fit], [row.chosen for _, row, *_ in fit], self.seed)
+            self.dropped += [(row_id, Drop("surplus", "of the commoner answer")) for row_id in sorted(left_out)]
+            fit = [one for one in fit if one[1].id not in left_out]
+        sets: dict[bool, PairDataset] = {held: PairDataset(pairs, self.chat) for held in (False, True)}
+        limit = self.max_length or self.chat.max_length
+        for index, row, chosen, rejected in fit:
+            prompt = self.chat.prompt_length(row.question, pairs.images.size(index))
+            length = prompt + max(len(chosen), len(rejected))
+            if length > limit:
+                self.dropped.append((row.id, Drop("too_long", f"{length} tokens, the limit is {limit}")))
+                continue
+            held = seed_of(self.seed, "split", row.image_id) < self.val_share * 2**63
+            sets[held].add(index, chosen, rejected, length)
+        self.train_set, self.val_set = sets[False], sets[True]
+        self._tell()
+        if not len(self.train_set):
+            raise ValueError(f"no pair is left to train on: {summary(0, self.dropped)}")
+
+    def _tell(self) -> None:
+        if self.trainer is not None and not self.trainer.is_global_zero:
+            return
+        assert self.train_set is not None and self.val_set is not None
+        lines = [summary(len(self.train_set) + len(self.val_set), self.dropped)]
+        if self.synthesis is None:  # made pairs keep their drops, with the reasons, in their own table
+            lines += [f"  {row_id}: {drop.reason} ({drop.detail})" for row_id, drop in self.dropped[:SHOWN_DROPS]]
+            if len(self.dropped) > SHOWN_DROPS:
+                lines.append(f"  and {len(self.dropped) - SHOWN_DROPS} more")
+        sys.stderr.write("\n".join(lines) + "\n")
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of pairs alike in length, in a seeded order, every rank its own."""
+        assert self.train_set is not None and self.chat is not None
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batches = LengthGroupedBatches(
+            self.train_set.lengths, self.batch_size, seed=self.seed, rank=rank, world_size=world_size
+        )
+        return self._loader(self.train_set, batches)
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """Held-out pairs, if any are held out."""
+        if self.val_set is None or not len(self.val_set):
+            return []
+        order = sorted(range(len(self.val_set)), key=lambda i: (self.val_set.lengths[i], i))
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        return self._loader(self.val_set, batches[rank::world_size])
+
+    def test_dataloader(self) -> DataLoader:
+        """One empty batch: without any, Lightning would skip the hooks in which the evaluations run."""
+        return DataLoader([[]], batch_size=None)
+
+    def _loader(self, dataset: "PairDataset", batches: "LengthGroupedBatches | list[list[int]]") -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            collate_fn=partial(collate, chat=self.chat),
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+SHOWN_DROPS = 20
+"""Drops of an existing set that are named one by one on the terminal."""
+
+
+class PairDataset(Dataset[PairTokens]):
+    """Pairs that passed every gate; images are opened when a batch needs them."""
+
+    def __init__(self, pairs: PairSet, chat: Chat) -> None:
+        self.pairs, self.chat = pairs, chat
+        self.entries: list[tuple[int, Sequence[int], Sequence[int]]] = []
+        self.lengths: list[int] = []
+
+    def add(self, index: int, chosen: Sequence[int], rejected: Sequence[int], length: int) -> None:
+        """Take in the pair at ``index`` with its response tokens; ``length`` is its longer row's."""
+        self.entries.append((index, chosen, rejected))
+        self.lengths.append(length)
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.entries)
+
+    def __getitem__(self, position: int) -> PairTokens:
+        """Return one pair with its image open."""
+        index, chosen, rejected = self.entries[position]
+        row = self.pairs.rows[index]
+        return PairTokens(row.id, self.pairs.images[index], row.question, chosen, rejected)

@@ -1,0 +1,3 @@
+"""LightningModules: what is trained."""
+
+from synthalign.modules.dpo import DPOModule as DPOModule

@@ -1,0 +1,153 @@
+"""The DPO LightningModule: maths lives in synthalign.dpo, and only Lightning's share here."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from PIL.Image import Image
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from synthalign.dpo.batch import PreferenceBatch
+from synthalign.dpo.logps import pair_logps
+from synthalign.dpo.policy import LoRA, adapters_off, load_policy
+from synthalign.types import PairLogps, PreferenceLoss, Reply, Schedule
+from synthalign.vlm import Chat, reply
+from synthalign.weights import DType
+
+
+class DPOModule(LightningModule):
+    """Direct preference optimisation of a vision-language model with LoRA.
+
+    The frozen reference is the same weights with the adapters off, so no second model is in memory.
+
+    Args:
+        policy: Folder or hub id of the model to align.
+        loss: The preference loss, such as synthalign.dpo.losses.DPO.
+        revision: Commit, tag or branch of the policy on the hub.
+        lora: The adapters to train.
+        adapter: Folder or hub id of a saved PEFT adapter to start from (fit) or to evaluate (test), in place of a
+            fresh one.
+        dtype: Type of the frozen weights; auto: as they were saved. Adapters are trained in at least fp32.
+        system_prompt: Put before every conversation, if the template has a place for it.
+        chat_template: Jinja template to use instead of the policy's own.
+        optimizer: Makes an optimizer of the trainable parameters.
+        schedule: Changes the learning rate from step to step, such as synthalign.dpo.schedules.WarmupCosine; constant
+            by default.
+        answer_batch_size: Questions answered at once in evaluations.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: str,
+        loss: PreferenceLoss,
+        revision: str | None = None,
+        lora: LoRA = LoRA(),
+        adapter: str | None = None,
+        dtype: DType = "auto",
+        system_prompt: str | None = None,
+        chat_template: str | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule | None = None,
+        answer_batch_size: int = 16,
+    ) -> None:
+        super().__init__()
+        self.policy, self.revision, self.dtype_name = policy, revision, dtype
+        self.loss, self.lora, self.adapter = loss, lora, adapter
+        self.optimizer, self.schedule = optimizer, schedule
+        self.answer_batch_size = answer_batch_size
+        self.chat = Chat(model=policy, revision=revision, system_prompt=system_prompt, chat_template=chat_template)
+        self.strict_loading = False  # checkpoints hold the adapter only: the base is in its own folder already
+        self.network: Any = None
+
+    def configure_model(self) -> None:
+        """Load the policy: after the pairs were built, which may have needed the memory."""
+        if self.network is None:
+            self.network = load_policy(
+                self.policy, revision=self.revision, dtype=self.dtype_name, lora=self.lora, adapter=self.adapter
+            )
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 - as Lightning has it
+        """Return optimizer and schedule for the adapter's parameters."""
+        optimizer = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
+        if (schedule := self.schedule) is None:
+            return optimizer
+        num_steps = int(self.trainer.estimated_stepping_batches)
+        rate = LambdaLR(optimizer, lambda step: schedule(step, num_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
+        """Return the mean loss of B pairs."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
+        """Log the same figures for held-out pairs."""
+        self._step(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
+        """Do nothing: under test, the evaluations speak."""
+
+    def _step(self, batch: PreferenceBatch, split: str) -> Tensor:
+        policy = pair_logps(self.network, batch)
+        with torch.no_grad(), self.adapters_off():
+            reference = pair_logps(self.network, batch)
+        terms = self.loss(policy, reference)
+        loss = terms.loss.mean()
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"loss is {loss.item()} at pairs {', '.join(batch.ids)}")
+        margins = terms.chosen_rewards - terms.rejected_rewards
+        self._log(split, loss=loss.detach(), **self._figures(policy), reward_margin=margins.mean())
+        self._log(split, accuracy=(margins > 0).float().mean() + 0.5 * (margins == 0).float().mean())
+        self._log(split, chosen_reward=terms.chosen_rewards.mean(), rejected_reward=terms.rejected_rewards.mean())
+        return loss
+
+    @staticmethod
+    def _figures(policy: PairLogps) -> dict[str, Tensor]:
+        return {
+            "chosen_logps": policy.chosen.detach().mean(),
+            "rejected_logps": policy.rejected.detach().mean(),
+            "chosen_tokens": policy.chosen_tokens.float().mean(),
+            "rejected_tokens": policy.rejected_tokens.float().mean(),
+        }
+
+    def _log(self, split: str, **values: Tensor) -> None:
+        training = split == "train"
+        shown = ("loss", "accuracy")
+        for name, value in values.items():
+            self.log(
+                f"{split}/{name}",
+                value,
+                prog_bar=name in shown,
+                on_step=training,
+                on_epoch=not training,
+                sync_dist=not training,
+            )
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the policy can differ from its base."""
+        return hasattr(self.network, "disable_adapter")
+
+    def adapters_off(self) -> AbstractContextManager[None]:
+        """Make the policy its own frozen base model for a while."""
+        return adapters_off(self.network)
+
+    def answer(self, images: Sequence[Image], questions: Sequence[str], *, max_new_tokens: int) -> list[Reply]:
+        """Answer each question about its image, greedily."""
+        return reply(
+            self.network,
+            self.chat,
+            images,
+            questions,
+            max_new_tokens=max_new_tokens,
+            batch_size=self.answer_batch_size,
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the trained parameters only: megabytes, not gigabytes."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}

@@ -1,0 +1,1 @@
+"""Direct preference optimisation: a batch's layout, log-probs, losses and the policy."""

@@ -1,0 +1,88 @@
+"""The policy: a vision-language model with a trainable adapter; with the adapter off it is its own frozen reference."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synthalign.vlm import load_adapter, load_vlm
+from synthalign.weights import DType
+
+LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+"""Every linear layer of the language model's blocks, in the names most families of transformers share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Low-rank adapters on a model's linear layers.
+
+    Source: Hu et al. 2021 (arXiv 2106.09685), by way of PEFT.
+
+    Args:
+        r: Rank.
+        alpha: The update is scaled by alpha / r.
+        dropout: On the adapters' input, in [0, 1).
+        target_modules: Regular expression that a layer's whole name must match; by default every linear layer of the
+            language model, vision tower and projector staying as they are.
+    """
+
+    r: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: str = LANGUAGE_LINEARS
+
+    def __call__(self, network: Any) -> Any:  # noqa: ANN401 - any Hugging Face model
+        """Freeze a model and put fresh adapters on it; it computes what it did until they are trained.
+
+        Raises:
+            ValueError: No layer's name matches.
+        """
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self.target_modules, bias="none"
+        )
+        try:
+            return get_peft_model(network, config, autocast_adapter_dtype=network.dtype.itemsize < 4)
+        except ValueError as error:
+            raise ValueError(f"LoRA fits no layer: {str(error).splitlines()[0]}") from error
+
+
+def load_policy(
+    model: str, *, revision: str | None = None, dtype: DType = "auto", lora: LoRA | None = None, adapter: str | None = None
+) -> Any:  # noqa: ANN401
+    """Load a policy: a saved adapter where one is given, otherwise a fresh one, otherwise the bare model, all frozen.
+
+    Args:
+        model: Folder or hub id.
+        revision: Commit, tag or branch on the hub.
+        dtype: Type of the frozen weights; auto: as they were saved. Adapters are trained in at least fp32.
+        lora: Fresh adapters to put on.
+        adapter: Folder or hub id of a saved PEFT adapter, trained on from there.
+    """
+    network = load_vlm(model, revision=revision, dtype=dtype)
+    network.requires_grad_(False)
+    if adapter is not None:
+        return load_adapter(network, adapter, trainable=True)
+    return network if lora is None else lora(network)
+
+
+@contextmanager
+def adapters_off(network: Any) -> Iterator[None]:  # noqa: ANN401
+    """Make the policy its own frozen reference for a while. A bare model is that already."""
+    if hasattr(network, "disable_adapter"):
+        with network.disable_adapter():
+            yield
+    else:
+        yield
+
+
+def save_adapter(network: Any, folder: Path) -> None:  # noqa: ANN401
+    """Save the adapter as PEFT does; the folder is replaced once the new one is whole."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    network.save_pretrained(part, safe_serialization=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)

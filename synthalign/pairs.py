@@ -1,0 +1,135 @@
+"""From scored responses to (chosen, rejected), or no pair and why."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from synthalign.store import seed_of
+from synthalign.types import Drop, PairGate, ResponseGate
+
+
+def _plain(text: str) -> str:
+    """Case, punctuation and spacing apart."""
+    return " ".join(re.sub(r"[\W_]+", " ", text.casefold()).split())
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestWorst:
+    """Choose the response with the highest score and reject the one with the lowest; ties go to the first.
+
+    Source: Synth-Align (arXiv 2412.17417), section on response ranking.
+    """
+
+    def __call__(self, scores: Sequence[float]) -> tuple[int, int] | None:
+        """Return (position of the best, position of the worst), or None if no two scores differ."""
+        positions = range(len(scores))
+        best = max(positions, key=scores.__getitem__, default=0)
+        worst = min(positions, key=scores.__getitem__, default=0)
+        return None if best == worst else (best, worst)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Empty:
+    """Refuse a response without a single letter or digit: it would score nothing and teach nothing."""
+
+    def __call__(self, question: str, response: str) -> Drop | None:
+        """Say ``empty``, or None."""
+        return None if _plain(response) else Drop("empty", f"no letter or digit in {response!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Echo:
+    """Refuse a response that says the question again, or begins by doing so."""
+
+    def __call__(self, question: str, response: str) -> Drop | None:
+        """Say ``echo``, or None."""
+        asked, said = _plain(question), _plain(response)
+        if asked and (said == asked or said.startswith(asked + " ")):
+            return Drop("echo", f"repeats the question: {response[:60]!r}")
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignScript:
+    """Refuse a response written in a script that the question does not use.
+
+    Args:
+        max_share: Largest share of the response's letters in other scripts than the question's, in [0, 1]: a quoted
+            shop sign passes, a foreign answer does not.
+    """
+
+    max_share: float = 0.2
+
+    def __call__(self, question: str, response: str) -> Drop | None:
+        """Say ``foreign_script``, or None."""
+        scripts = Counter(_script(letter) for letter in response if letter.isalpha())
+        known = {_script(letter) for letter in question if letter.isalpha()}
+        foreign = {script: count for script, count in scripts.items() if script not in known}
+        if known and sum(foreign.values()) > self.max_share * scripts.total():
+            return Drop("foreign_script", f"{'/'.join(sorted(foreign)).lower()} letters in {response[:60]!r}")
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identical:
+    """Refuse a pair whose two responses differ at most in case, punctuation and spacing."""
+
+    def __call__(self, chosen: str, rejected: str, margin: float | None) -> Drop | None:
+        """Say ``identical``, or None."""
+        return Drop("identical", f"both say {chosen[:60]!r}") if _plain(chosen) == _plain(rejected) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TooClose:
+    """Refuse a pair that the reward model hardly tells apart.
+
+    Args:
+        min_margin: Smallest score(chosen) - score(rejected), in the reward model's unit. Unscored pairs pass.
+    """
+
+    min_margin: float = 0.0
+
+    def __call__(self, chosen: str, rejected: str, margin: float | None) -> Drop | None:
+        """Say ``too_close``, or None."""
+        if margin is not None and not margin > self.min_margin:
+            return Drop("too_close", f"margin {margin:.4g} is not above {self.min_margin:g}")
+        return None
+
+
+def refuse(
+    response_gates: Sequence[ResponseGate],
+    pair_gates: Sequence[PairGate],
+    question: str,
+    chosen: str,
+    rejected: str,
+    margin: float | None,
+) -> Drop | None:
+    """Return the first objection to a pair, naming the side at fault, or None."""
+    for side, response in (("chosen", chosen), ("rejected", rejected)):
+        for gate in response_gates:
+            if drop := gate(question, response):
+                return Drop(drop.reason, f"{side}: {drop.detail}")
+    return next((drop for gate in pair_gates if (drop := gate(chosen, rejected, margin))), None)
+
+
+def surplus(ids: Sequence[str], chosen: Sequence[str], seed: int) -> set[str]:
+    """Return the ids to leave out so that as many pairs choose "yes…" as choose "no…".
+
+    A pool in which one of the two is rarely chosen teaches the policy to say the other one, whatever it sees. Pairs
+    whose chosen response starts otherwise are left alone; which ones go depends on (seed, id) alone.
+    """
+    sides: dict[str, list[str]] = {"yes": [], "no": []}
+    for pair_id, text in zip(ids, chosen, strict=True):
+        first = _plain(text).partition(" ")[0]
+        if first in sides:
+            sides[first].append(pair_id)
+    larger = max(sides.values(), key=len)
+    excess = abs(len(sides["yes"]) - len(sides["no"]))
+    return set(sorted(larger, key=lambda pair_id: seed_of(seed, "surplus", pair_id))[:excess])
+
+
+def _script(letter: str) -> str:
+    """The script of a letter, as its Unicode name begins: LATIN, CYRILLIC, CJK, …"""
+    return unicodedata.name(letter, "UNKNOWN").partition(" ")[0]

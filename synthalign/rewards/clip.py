@@ -1,0 +1,81 @@
+"""Image rewards of the CLIP type, PickScore among them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from synthalign.weights import DType, free_cuda, load, resolve_device, resolve_dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPReward:
+    """Scores an image by exp(logit_scale) * cos(text embedding, image embedding): an ImageReward.
+
+    PickScore v1 (Kirstain et al. 2023) is such a model: yuvalkirstain/PickScore_v1 with the processor of
+    laion/CLIP-ViT-H-14-laion2B-s32B-b79K.
+
+    Args:
+        model: Folder or hub id of a CLIPModel.
+        processor: Folder or hub id of its processor; the model's by default.
+        revision: Commit, tag or branch of the model on the hub.
+        dtype: Type of the weights; auto: as they were saved.
+        device: Where to run; auto: the first CUDA device, or the CPU.
+        batch_size: Images scored at once.
+    """
+
+    model: str
+    processor: str | None = None
+    revision: str | None = None
+    dtype: DType = "float32"
+    device: str = "auto"
+    batch_size: int = 16
+
+    @cached_property
+    def network(self) -> Any:  # noqa: ANN401
+        """The loaded model, in eval mode."""
+        from transformers import CLIPModel
+
+        network = load(
+            CLIPModel, self.model, revision=self.revision, dtype=resolve_dtype(self.dtype), use_safetensors=True
+        )
+        return network.to(resolve_device(self.device)).eval()
+
+    @cached_property
+    def preprocess(self) -> Any:  # noqa: ANN401
+        """The loaded processor."""
+        from transformers import AutoProcessor
+
+        revision = self.revision if self.processor is None else None
+        return load(AutoProcessor, self.processor or self.model, revision=revision)
+
+    @torch.no_grad()
+    def score(self, prompts: Sequence[str], images: Sequence[Image]) -> Tensor:
+        """Return n scores, shape (n,), float32 on the CPU; higher is better. Long prompts are cut at the model's end."""
+        scores = [torch.empty(0)]
+        for start in range(0, len(images), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            scores.append(self._score(list(prompts[part]), list(images[part])))
+        return torch.cat(scores)
+
+    def _score(self, prompts: list[str], images: list[Image]) -> Tensor:
+        network = self.network
+        longest = network.config.text_config.max_position_embeddings
+        inputs = self.preprocess(
+            text=prompts, images=images, padding=True, truncation=True, max_length=longest, return_tensors="pt"
+        ).to(network.device)
+        image = network.get_image_features(pixel_values=inputs["pixel_values"].to(network.dtype)).pooler_output
+        text = network.get_text_features(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+        ).pooler_output
+        cosine = torch.cosine_similarity(text.float(), image.float(), dim=-1)
+        return (network.logit_scale.float().exp() * cosine).cpu()
+
+    def release(self) -> None:
+        """Free the memory of the weights; the next call loads them again."""
+        self.__dict__.pop("network", None)
+        free_cuda()

@@ -1,0 +1,116 @@
+"""Response rewards that transformers loads as sequence classification with one label."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from synthalign.weights import DType, free_cuda, load, resolve_device, resolve_dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceClassificationReward:
+    """Scores [user: question, assistant: response] as the model's one label does: a ResponseReward.
+
+    Such a model never sees the image. Given the prompt the image was drawn from, which describes it, it can
+    nevertheless judge faithfulness: set ``question_format`` to ``"{prompt}\\n{question}"``.
+
+    Args:
+        model: Folder or hub id of the model; its tokenizer needs a chat template.
+        revision: Commit, tag or branch on the hub.
+        question_format: The user's turn; {question} and {prompt} (what the image was drawn from) are filled in.
+        max_length: Longest conversation, tokens; a longer one loses its end. The model's own limit by default.
+        dtype: Type of the weights; auto: as they were saved.
+        device: Where to run; auto: the first CUDA device, or the CPU.
+        batch_size: Conversations scored at once.
+    """
+
+    model: str
+    revision: str | None = None
+    question_format: str = "{question}"
+    max_length: int | None = None
+    dtype: DType = "auto"
+    device: str = "auto"
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        """Refuse a format that does not hold the question."""
+        try:
+            filled = self.question_format.format(prompt="p", question="<q>")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"question_format {self.question_format!r} knows only {{prompt}}, {{question}}") from error
+        if "<q>" not in filled:
+            raise ValueError(f"question_format {self.question_format!r} leaves out {{question}}")
+
+    @cached_property
+    def network(self) -> Any:  # noqa: ANN401
+        """The loaded model, in eval mode."""
+        from transformers import AutoModelForSequenceClassification
+
+        network = load(
+            AutoModelForSequenceClassification,
+            self.model,
+            revision=self.revision,
+            dtype=resolve_dtype(self.dtype),
+            use_safetensors=True,
+        )
+        if network.config.num_labels != 1:
+            raise ValueError(f"model {self.model!r} has {network.config.num_labels} labels; a reward has one")
+        network.config.pad_token_id = self.tokenizer.pad_token_id
+        return network.to(resolve_device(self.device)).eval()
+
+    @cached_property
+    def tokenizer(self) -> Any:  # noqa: ANN401
+        """The loaded tokenizer, padding on the right."""
+        from transformers import AutoTokenizer
+
+        tokenizer = load(AutoTokenizer, self.model, revision=self.revision, padding_side="right")
+        if tokenizer.chat_template is None:
+            raise ValueError(f"model {self.model!r} has no chat template to put question and response in")
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    @torch.no_grad()
+    def score(
+        self, prompts: Sequence[str], images: Sequence[Image], questions: Sequence[str], responses: Sequence[str]
+    ) -> Tensor:
+        """Return n scores, shape (n,), float32 on the CPU; higher is better. Equal conversations are scored once."""
+        texts = [self._render(*row) for row in zip(prompts, questions, responses, strict=True)]
+        distinct = sorted(set(texts), key=lambda text: (len(text), text))  # alike in length: little padding
+        scores: dict[str, float] = {}
+        for start in range(0, len(distinct), self.batch_size):
+            batch = distinct[start : start + self.batch_size]
+            scores.update(zip(batch, self._score(batch), strict=True))
+        return torch.tensor([scores[text] for text in texts])
+
+    def _render(self, prompt: str, question: str, response: str) -> str:
+        turns = [
+            {"role": "user", "content": self.question_format.format(prompt=prompt, question=question)},
+            {"role": "assistant", "content": response},
+        ]
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+
+    def _score(self, texts: list[str]) -> list[float]:
+        tokenizer, network = self.tokenizer, self.network
+        limit = self.max_length or network.config.get_text_config().max_position_embeddings
+        bos = tokenizer.bos_token
+        inputs = tokenizer(
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=limit,
+            add_special_tokens=not (bos and texts[0].startswith(bos)),
+            return_tensors="pt",
+        ).to(network.device)
+        logits = network(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        return logits[:, 0].float().tolist()
+
+    def release(self) -> None:
+        """Free the memory of the weights; the next call loads them again."""
+        self.__dict__.pop("network", None)
+        free_cuda()
