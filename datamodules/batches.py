@@ -1,15 +1,19 @@
-"""The order of training: pairs alike in length share a batch, and every rank sees its own."""
+"""The order of batches: pairs alike in length share one, every rank has its own, and all have equally many."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
+
+from synthalign.store import seed_of
 
 WINDOW_BATCHES = 16
 """Pairs are sorted by length inside windows of this many batches of the shuffled table."""
 
 
 class LengthGroupedBatches:
-    """Batches of positions, shuffled anew each epoch and fixed by (seed, epoch).
+    """Batches of positions for training, shuffled anew each epoch and fixed by (seed, epoch).
 
     Every rank gets the same number of batches: up to world_size - 1 of an epoch's batches, other ones each time, are
     left out.
@@ -25,6 +29,12 @@ class LengthGroupedBatches:
     def __init__(self, lengths: Sequence[int], batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self.rank, self.world_size, self.epoch = rank, world_size, 0
+        self.first = 0  # batch of the next epoch to begin with: not 0 where a run goes on inside an epoch
+
+    @property
+    def sampler(self) -> "LengthGroupedBatches":
+        """Itself: Lightning tells the epoch to the sampler inside a batch sampler, never to a batch sampler."""
+        return self
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next; Lightning calls this."""
@@ -36,7 +46,7 @@ class LengthGroupedBatches:
 
     def __iter__(self) -> Iterator[list[int]]:
         """Give this rank's batches."""
-        noise = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        noise = torch.Generator().manual_seed(seed_of(self.seed, "order", self.epoch))
         order = torch.randperm(len(self.lengths), generator=noise).tolist()
         window = WINDOW_BATCHES * self.batch_size
         batches = []
@@ -44,4 +54,54 @@ class LengthGroupedBatches:
             alike = sorted(order[start : start + window], key=lambda row: (self.lengths[row], row))
             batches += [alike[at : at + self.batch_size] for at in range(0, len(alike), self.batch_size)]
         shuffled = [batches[i] for i in torch.randperm(len(batches), generator=noise).tolist()]
-        yield from shuffled[self.rank : len(self) * self.world_size : self.world_size]
+        own = shuffled[self.rank : len(self) * self.world_size : self.world_size]
+        first, self.first = self.first, 0
+        yield from own[first:]
+
+
+class TrainingLoader(DataLoader[Any]):
+    """A loader of LengthGroupedBatches that a run can go on with inside an epoch.
+
+    It begins with its first batch, not when it is asked for an iterator: Lightning asks before it has restored the
+    epoch of the run that it goes on with, and worker processes would be sent the batches of another one.
+    """
+
+    batch_sampler: LengthGroupedBatches  # type: ignore[assignment]
+    given = 0  # batches of the epoch, so far
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Give the batches, counting them."""
+        self.given = self.batch_sampler.first
+        for batch in super().__iter__():
+            self.given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Say how many batches of the epoch were given."""
+        return {"given": self.given % len(self)}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on after as many batches."""
+        self.batch_sampler.first = state_dict["given"]
+
+
+def even_batches(lengths: Sequence[int], batch_size: int, *, rank: int = 0, world_size: int = 1) -> list[list[int]]:
+    """Share out held-out rows: each to one rank, once, as many batches to every rank, rows alike in length together.
+
+    Ranks that validate while a model is being trained take every step together, so a rank with fewer batches would
+    leave the others waiting. Batches are therefore made smaller rather than unequal in number. Only where there are
+    fewer rows than ranks does every rank get all of them.
+
+    Args:
+        lengths: Of the rows, tokens.
+        batch_size: Rows per batch and rank; a batch of one row may become one of two.
+        rank: Of this process.
+        world_size: Number of processes.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
+    if len(order) < world_size:
+        return [[row] for row in order]
+    per_rank = min(-(-len(order) // (batch_size * world_size)), len(order) // world_size)
+    total = per_rank * world_size
+    edges = [len(order) * batch // total for batch in range(total + 1)]
+    return [order[edges[batch] : edges[batch + 1]] for batch in range(rank, total, world_size)]

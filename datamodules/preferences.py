@@ -1,15 +1,17 @@
 """Preference pairs for training: made on setup, or read from a set that exists."""
 
-import logging
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Dataset
 
-from synthalign.datamodules.batches import LengthGroupedBatches
+from synthalign.datamodules.batches import LengthGroupedBatches, TrainingLoader, even_batches
 from synthalign.dpo.batch import PairTokens, collate
 from synthalign.pairs import Echo, Empty, ForeignScript, Identical, TooClose, refuse, surplus
 from synthalign.pipeline import Synthesis, summary
@@ -18,7 +20,8 @@ from synthalign.tables import PairRow, PairSet, read_pairs
 from synthalign.types import Drop, PairGate, ResponseGate
 from synthalign.vlm import Chat
 
-log = logging.getLogger(__name__)
+SHOWN_DROPS = 20
+"""Drops of an existing set that are named one by one on the terminal."""
 
 
 class SyntheticPreferenceDataModule(LightningDataModule):
@@ -64,6 +67,8 @@ class SyntheticPreferenceDataModule(LightningDataModule):
             raise ValueError("give synthesis or pairs, not both: is this set made, or does it exist?")
         if not 0 <= val_share < 1 or batch_size < 1:
             raise ValueError(f"val_share must be in [0, 1) and batch_size >= 1, got {val_share} and {batch_size}")
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length must be >= 1, or null for the policy's own limit, got {max_length}")
         self.synthesis, self.pairs, self.images = synthesis, pairs, images
         self.response_gates = [Empty(), Echo(), ForeignScript()] if response_gates is None else response_gates
         self.pair_gates = [Identical(), TooClose()] if pair_gates is None else pair_gates
@@ -72,11 +77,19 @@ class SyntheticPreferenceDataModule(LightningDataModule):
         self.dropped: list[tuple[str, Drop]] = []
         self.train_set: PairDataset | None = None
         self.val_set: PairDataset | None = None
+        self._loader: TrainingLoader | None = None
+        self._resumed: dict[str, int] = {}
 
     def setup(self, stage: str) -> None:
         """Under ``fit``, make or read the pairs; ``validate`` only reads them; ``test`` needs none."""
         if stage == "fit" and self.train_set is None:
-            self._split(self._read(self.synthesize() if self.synthesis is not None else None))
+            made = None
+            if self.synthesis is not None:
+                with isolate_rng():  # the policy's adapter starts alike, whether or not there was anything to make
+                    made = self.synthesize()
+                if self.trainer is not None:  # everything has landed by now, but for the first rank's list of it
+                    self.trainer.strategy.barrier("pairs")
+            self._split(self._read(made))
         elif stage == "validate" and self.train_set is None:
             self._split(self._read(self._landed() if self.synthesis is not None else None))
 
@@ -88,8 +101,12 @@ class SyntheticPreferenceDataModule(LightningDataModule):
         """
         if self.synthesis is None:
             raise ValueError("there is nothing to synthesize: the datamodule has no synthesis")
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return self.synthesis.run(rank, world_size)
+        return self.synthesis.run(*self._place)
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        """This process's rank, and the number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def _landed(self) -> Path:
         assert self.synthesis is not None
@@ -142,46 +159,65 @@ class SyntheticPreferenceDataModule(LightningDataModule):
             return
         assert self.train_set is not None and self.val_set is not None
         lines = [summary(len(self.train_set) + len(self.val_set), self.dropped)]
+        if self.val_share or self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING:
+            lines[0] += f"; {len(self.val_set)} held out for validation"
         if self.synthesis is None:  # made pairs keep their drops, with the reasons, in their own table
             lines += [f"  {row_id}: {drop.reason} ({drop.detail})" for row_id, drop in self.dropped[:SHOWN_DROPS]]
             if len(self.dropped) > SHOWN_DROPS:
                 lines.append(f"  and {len(self.dropped) - SHOWN_DROPS} more")
         sys.stderr.write("\n".join(lines) + "\n")
 
-    def train_dataloader(self) -> DataLoader:
-        """Batches of pairs alike in length, in a seeded order, every rank its own."""
-        assert self.train_set is not None and self.chat is not None
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+    def train_dataloader(self) -> TrainingLoader:
+        """Batches of pairs alike in length, in a seeded order, every rank its own.
+
+        Raises:
+            ValueError: There are fewer batches than processes.
+        """
+        assert self.train_set is not None
+        rank, world_size = self._place
         batches = LengthGroupedBatches(
             self.train_set.lengths, self.batch_size, seed=self.seed, rank=rank, world_size=world_size
         )
-        return self._loader(self.train_set, batches)
+        if not len(batches):
+            raise ValueError(
+                f"{len(self.train_set)} pairs are too few for {world_size} processes with a batch_size of "
+                f"{self.batch_size}: some would have nothing to train on; lower batch_size or the number of processes"
+            )
+        self._loader = TrainingLoader(self.train_set, batch_sampler=batches, **self._settings)
+        if self._resumed:
+            self._loader.load_state_dict(self._resumed)
+        return self._loader
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """Held-out pairs, if any are held out."""
-        if self.val_set is None or not len(self.val_set):
-            return []
-        order = sorted(range(len(self.val_set)), key=lambda i: (self.val_set.lengths[i], i))
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        return self._loader(self.val_set, batches[rank::world_size])
+        """Held-out pairs. If none are held out, one empty batch under ``validate``, as under ``test``."""
+        assert self.val_set is not None
+        if not len(self.val_set):
+            validating = self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
+            return self.test_dataloader() if validating else []
+        rank, world_size = self._place
+        batches = even_batches(self.val_set.lengths, self.batch_size, rank=rank, world_size=world_size)
+        return DataLoader(self.val_set, batch_sampler=batches, **self._settings)
 
     def test_dataloader(self) -> DataLoader:
         """One empty batch: without any, Lightning would skip the hooks in which the evaluations run."""
         return DataLoader([[]], batch_size=None)
 
-    def _loader(self, dataset: "PairDataset", batches: "LengthGroupedBatches | list[list[int]]") -> DataLoader:
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=self.num_workers,
-            collate_fn=partial(collate, chat=self.chat),
-            persistent_workers=self.num_workers > 0,
-        )
+    @property
+    def _settings(self) -> dict[str, Any]:
+        assert self.chat is not None
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "collate_fn": partial(collate, chat=self.chat),
+        }
 
+    def state_dict(self) -> dict[str, int]:
+        """Say where in the epoch training is. (A loader's own state reaches it too late where there is a schedule.)"""
+        return {} if self._loader is None else self._loader.state_dict()
 
-SHOWN_DROPS = 20
-"""Drops of an existing set that are named one by one on the terminal."""
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from there."""
+        self._resumed = state_dict
 
 
 class PairDataset(Dataset[PairTokens]):

@@ -1,5 +1,6 @@
 """The DPO LightningModule: maths lives in synthalign.dpo, and only Lightning's share here."""
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -13,8 +14,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from synthalign.dpo.batch import PreferenceBatch
 from synthalign.dpo.logps import pair_logps
+from synthalign.dpo.losses import FIGURES, figures
 from synthalign.dpo.policy import LoRA, adapters_off, load_policy
-from synthalign.types import PairLogps, PreferenceLoss, Reply, Schedule
+from synthalign.types import PreferenceLoss, Reply, Schedule
 from synthalign.vlm import Chat, reply
 from synthalign.weights import DType
 
@@ -63,6 +65,7 @@ class DPOModule(LightningModule):
         self.chat = Chat(model=policy, revision=revision, system_prompt=system_prompt, chat_template=chat_template)
         self.strict_loading = False  # checkpoints hold the adapter only: the base is in its own folder already
         self.network: Any = None
+        self._sums: dict[str, Tensor] = {}  # by split: the number of pairs, then their figures, since the last log
 
     def configure_model(self) -> None:
         """Load the policy: after the pairs were built, which may have needed the memory."""
@@ -72,21 +75,35 @@ class DPOModule(LightningModule):
             )
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - as Lightning has it
-        """Return optimizer and schedule for the adapter's parameters."""
+        """Return optimizer and schedule for the adapter's parameters.
+
+        Raises:
+            ValueError: There is a schedule, and training has no end to plan it for.
+        """
         optimizer = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
         if (schedule := self.schedule) is None:
             return optimizer
-        num_steps = int(self.trainer.estimated_stepping_batches)
-        rate = LambdaLR(optimizer, lambda step: schedule(step, num_steps))
+        if not math.isfinite(num_steps := self.trainer.estimated_stepping_batches):
+            raise ValueError("a schedule needs to know when training ends: set max_epochs or max_steps of the trainer")
+        rate = LambdaLR(optimizer, lambda step: schedule(step, int(num_steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         """Return the mean loss of B pairs."""
         return self._step(batch, "train")
 
+    def on_before_optimizer_step(self, optimizer: Any) -> None:  # noqa: ANN401
+        """Log the step's figures."""
+        self._log("train")
+
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
-        """Log the same figures for held-out pairs."""
-        self._step(batch, "val")
+        """Take held-out pairs into the same figures. The batch is empty where none are held out."""
+        if batch:
+            self._step(batch, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures of all held-out pairs."""
+        self._log("val")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
         """Do nothing: under test, the evaluations speak."""
@@ -96,36 +113,20 @@ class DPOModule(LightningModule):
         with torch.no_grad(), self.adapters_off():
             reference = pair_logps(self.network, batch)
         terms = self.loss(policy, reference)
-        loss = terms.loss.mean()
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"loss is {loss.item()} at pairs {', '.join(batch.ids)}")
-        margins = terms.chosen_rewards - terms.rejected_rewards
-        self._log(split, loss=loss.detach(), **self._figures(policy), reward_margin=margins.mean())
-        self._log(split, accuracy=(margins > 0).float().mean() + 0.5 * (margins == 0).float().mean())
-        self._log(split, chosen_reward=terms.chosen_rewards.mean(), rejected_reward=terms.rejected_rewards.mean())
-        return loss
+        if not (finite := torch.isfinite(terms.loss)).all():
+            ids = [row_id for row_id, fine in zip(batch.ids, finite.tolist(), strict=True) if not fine]
+            raise FloatingPointError(f"the loss is no finite number at pairs {', '.join(ids)}")
+        rows = torch.stack([torch.ones_like(terms.loss), *figures(terms, policy).values()]).detach()
+        self._sums[split] = self._sums.get(split, 0) + rows.sum(1)
+        return terms.loss.mean()
 
-    @staticmethod
-    def _figures(policy: PairLogps) -> dict[str, Tensor]:
-        return {
-            "chosen_logps": policy.chosen.detach().mean(),
-            "rejected_logps": policy.rejected.detach().mean(),
-            "chosen_tokens": policy.chosen_tokens.float().mean(),
-            "rejected_tokens": policy.rejected_tokens.float().mean(),
-        }
-
-    def _log(self, split: str, **values: Tensor) -> None:
-        training = split == "train"
-        shown = ("loss", "accuracy")
-        for name, value in values.items():
-            self.log(
-                f"{split}/{name}",
-                value,
-                prog_bar=name in shown,
-                on_step=training,
-                on_epoch=not training,
-                sync_dist=not training,
-            )
+    def _log(self, split: str) -> None:
+        """Log means over pairs: of all batches since the last call, and of all ranks, each pair counting once."""
+        if split not in self._sums:
+            return
+        total = self.trainer.strategy.reduce(self._sums.pop(split), reduce_op="sum")
+        for name, value in zip(FIGURES, total[1:] / total[0], strict=True):
+            self.log(f"{split}/{name}", value, prog_bar=name in ("loss", "accuracy"), batch_size=1)
 
     @property
     def has_adapter(self) -> bool:
@@ -151,3 +152,12 @@ class DPOModule(LightningModule):
         """Keep the trained parameters only: megabytes, not gigabytes."""
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other adapters: without its base it is not strict, and would be taken as it is."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        if differing := trained ^ checkpoint["state_dict"].keys():
+            raise ValueError(
+                f"the checkpoint's adapter is not on the layers of this run's ({min(differing)}, …): "
+                "go on with the lora settings and the policy that it was trained with"
+            )

@@ -1,5 +1,6 @@
 """The door: ``synthalign fit | validate | test | synthesize | world``. Opens each room only when it is asked for."""
 
+import argparse
 import os
 import sys
 import traceback
@@ -65,6 +66,16 @@ def _train(args: list[str]) -> None:
 
 
 def _world(args: list[str]) -> None:
-    from synthalign.world.data import main as write_world
+    parser = argparse.ArgumentParser(
+        prog="synthalign world", description="Write the offline world: prompts to draw, and benchmarks with their truth."
+    )
+    parser.add_argument("out", type=Path, help="folder to write into")
+    parser.add_argument("--seed", type=int, default=0, help="of the prompts; the benchmarks are always the same")
+    parser.add_argument("--num-prompts", type=int, default=500, help="prompts to write (500)")
+    parser.add_argument("--num-scenes", type=int, default=400, help="held-out test scenes (400)")
+    options = parser.parse_args(args[1:])
 
-    write_world(args[1:])
+    from synthalign.world.data import write
+
+    write(options.out, seed=options.seed, num_prompts=options.num_prompts, num_scenes=options.num_scenes)
+    sys.stdout.write(f"The offline world is in {options.out}: prompts.jsonl, objects.txt, validation/, heldout/\n")

@@ -1,8 +1,11 @@
 """The training commands, on LightningCLI."""
 
 import logging
+import re
 import sys
+import traceback
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,6 +14,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from omegaconf.errors import OmegaConfBaseException
 
 import synthalign.callbacks
 import synthalign.datamodules
@@ -47,7 +51,7 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Leave with the line that names the mistake."""
-        fail(_gist(message))
+        fail(_gist(message, sys.argv))
         raise AssertionError
 
 
@@ -72,42 +76,87 @@ class CLI(LightningCLI):
 
 
 def _loggers(root: Path, command: str) -> list[Any]:
-    """Log to CSV and TensorBoard in the first free folder of ``root``: fit, fit-2, fit-3, …"""
+    """Log to CSV and TensorBoard in the first unused folder of ``root``: fit, fit-2, fit-3, …"""
     name, number = command, 1
-    while (root / name / "metrics.csv").exists():
+    while (root / name).exists():
         number += 1
         name = f"{command}-{number}"
     return [CSVLogger(root, name="", version=name, flush_logs_every_n_steps=10), TensorBoardLogger(root, "", name)]
 
 
-def _gist(message: str) -> str:
-    """Boil jsonargparse's nested report down to its innermost lines."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-    return " ".join(lines)
+NOISE = re.compile(
+    r"Subtypes:|Errors:|Given value type:|Given value: (Namespace|\{)|Does not validate against|Expected a <class 'NoneType'>"
+)
+"""Lines of a parser's report that say nothing to the person who wrote the config."""
 
 
-def run(args: list[str]) -> None:
+def _gist(message: str, args: Sequence[str]) -> str:
+    """Boil a parser's report down to one line, with the place in the config file where the mistake stands."""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    text = " ".join(dict.fromkeys(line for line in lines if line and not NOISE.match(line)))
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", text).replace("Parser key ", "")
+    named = re.search(r"(?:[Oo]ption '|^\"|Interpolation key ')(?:[\w.]*\.)?(\w+)", text)
+    where = _place(named[1], args) if named else ""
+    hint = "; `--help`, `--model.help NAME` and `--data.help NAME` list the keys" if "not accept" in text else ""
+    return f"{where}{text}{hint}"
+
+
+def _place(key: str, args: Sequence[str]) -> str:
+    """Say in which config file and line a key stands, if it is one line only."""
+    found = []
+    for path in (Path(arg.partition("=")[2] or arg) for arg in args):
+        if path.suffix in {".yaml", ".yml"} and path.is_file():
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            found += [f"{path}, line {n}: " for n, line in enumerate(lines, 1) if re.search(rf"\b{key}\b *[:}}]", line)]
+    return found[0] if len(found) == 1 else ""
+
+
+def run(args: Sequence[str]) -> None:
     """Run a training command.
 
     Args:
         args: The command line, the command first.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    _quiet()
     # References such as ${trainer.max_epochs} are made relative, so that they hold under every subcommand.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     sys.argv = ["synthalign", *args]  # what Lightning starts the other ranks with
-    CLI(
-        LightningModule,
-        LightningDataModule,
-        trainer_class=Trainer,
-        trainer_defaults={"use_distributed_sampler": False},
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_kwargs={"overwrite": True},
-        parser_class=Parser,
-        parser_kwargs={"parser_mode": "omegaconf+"},
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-    )
+    try:
+        CLI(
+            LightningModule,
+            LightningDataModule,
+            trainer_class=Trainer,
+            trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 1},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
+            parser_kwargs={"parser_mode": "omegaconf+"},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+    except (ValueError, OmegaConfBaseException) as error:
+        # What a part's constructor refuses reaches us wrapped in the parser's report.
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
+        if not {"jsonargparse", "omegaconf"} & set(raised_in):
+            raise
+        fail(_gist(str(error), args))
+
+
+def _quiet() -> None:
+    """Keep from the terminal what a user can do nothing about."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*module\\(s\\) in eval mode at the start of training.*",  # the frozen base is meant to be
+        ".*is_gradient_checkpointing.*",  # PEFT asks transformers by the old name
+        ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning asks torch by the old name
+        ".*Total length of `list` across ranks is zero.*",  # no held-out pairs
+        ".*Experiment logs directory.*",  # the two loggers share the run's folder
+    ):
+        warnings.filterwarnings("ignore", message=message)

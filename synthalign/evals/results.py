@@ -1,0 +1,116 @@
+"""What the evaluations of a run came to: its history, results.json, and the table in the terminal."""
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.table import Table
+from rich.text import Text
+
+from synthalign.evals.ask import distinct
+from synthalign.evals.legend import Legend, count_of, headlines
+from synthalign.store import write_atomically
+from synthalign.types import Eval
+
+Metrics = dict[str, float]
+"""Keys with the evaluation's name in front, such as ``pope/random/accuracy``."""
+
+
+class Results(NamedTuple):
+    """What stands in results.json."""
+
+    stage: str
+    """``fit``, ``validate`` or ``test``."""
+
+    before: Metrics | None
+    """The base model; None where it was not evaluated."""
+
+    after: Metrics
+    """The aligned model."""
+
+    history: list[dict[str, Any]]
+    """Of a fit: ``epoch`` (how many were completed), ``step`` and ``metrics`` of every evaluation."""
+
+
+def write_results(path: Path, results: Results, evals: Sequence[Eval]) -> None:
+    """Write results.json: the metrics, and the settings and the size of every evaluation."""
+    settings = {}
+    for evaluation in evals:
+        questions = evaluation.questions()
+        counts = {"questions": len(questions), "distinct_questions": distinct(questions)}
+        settings[evaluation.name] = {**settings_of(evaluation), **counts}
+    text = json.dumps({**results._asdict(), "evals": settings}, indent=2, ensure_ascii=False)
+    write_atomically(path, (text + "\n").encode())
+
+
+def settings_of(part: Any) -> Any:  # noqa: ANN401 - parts are whatever fits a Protocol
+    """Describe a part as a config would: its class_path and init_args, paths and values as they were given."""
+    if part is None or isinstance(part, bool | int | float | str):
+        return part
+    if isinstance(part, Path):
+        return str(part)
+    if isinstance(part, dict):
+        return {str(key): settings_of(value) for key, value in part.items()}
+    if isinstance(part, list | tuple):
+        return [settings_of(value) for value in part]
+    kind = type(part)
+    if dataclasses.is_dataclass(part):
+        names = [field.name for field in dataclasses.fields(part) if field.init]
+    else:
+        names = [name for name in inspect.signature(kind).parameters if hasattr(part, name)]
+    init_args = {name: settings_of(getattr(part, name)) for name in names}
+    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": init_args}
+
+
+def comparison(evals: Sequence[Eval], results: Results) -> Table:
+    """Set the headline metrics side by side: metric, before, after, change, and on how many questions they stand.
+
+    An arrow says which way is better; a change is green the better way and red the other. Changes of percentages are
+    in percentage points. Without a ``before`` there is one column of values.
+    """
+    table = Table(title="Evaluations", caption="↑ higher is better   ↓ lower is better", title_justify="left")
+    table.add_column("metric", no_wrap=True)
+    for title in ("value", "n") if results.before is None else ("before", "after", "change", "n"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for evaluation in evals:
+        after = _own(evaluation, results.after)
+        before = None if results.before is None else _own(evaluation, results.before)
+        for key, legend in headlines(evaluation, after):
+            arrow = {"high": " ↑", "low": " ↓", None: ""}[legend.better]
+            cells: list[Text | str] = [f"{evaluation.name}/{key}{arrow}"]
+            if before is not None:
+                cells.append(_shown(before.get(key), key, legend))
+            cells.append(_shown(after[key], key, legend))
+            if before is not None:
+                cells.append(_change(before.get(key), after[key], key, legend))
+            n = count_of(key, after)
+            table.add_row(*cells, "" if n is None else f"{n:.0f}")
+        table.add_section()
+    return table
+
+
+def _own(evaluation: Eval, metrics: Metrics) -> Metrics:
+    prefix = f"{evaluation.name}/"
+    return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
+
+
+def _shown(value: float | None, key: str, legend: Legend, sign: str = "") -> str:
+    if value is None:
+        return "-"
+    if legend.percent:
+        return f"{100 * value:{sign}.1f}" + (" pp" if sign else " %")
+    if key.rpartition("/")[2].startswith("n_"):
+        return f"{value:{sign}.0f}"
+    return f"{value:{sign}.3f}"
+
+
+def _change(before: float | None, after: float, key: str, legend: Legend) -> Text:
+    if before is None:
+        return Text("-")
+    text = _shown(after - before, key, legend, sign="+")
+    if legend.better is None or after == before:
+        return Text(text)
+    return Text(text, style="green" if (after > before) == (legend.better == "high") else "red")
