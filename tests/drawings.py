@@ -1,0 +1,60 @@
+"""Benchmarks and prompts small enough for a test: drawings of coloured squares, and questions about them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw
+
+COLORS = ("red", "green", "blue", "yellow")
+
+
+def draw(path: Path, color: str) -> None:
+    image = Image.new("RGB", (40, 32), "white")
+    ImageDraw.Draw(image).rectangle((8, 8, 24, 24), fill=color)
+    image.save(path)
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_benchmarks(root: Path) -> None:
+    """Write images/, pope/{random,popular,adversarial}.json, mmhal.json, captions.jsonl, objects.txt, prompts.jsonl."""
+    (root / "images").mkdir(parents=True)
+    (root / "pope").mkdir()
+    names = [f"{color}.png" for color in COLORS]
+    for name, color in zip(names, COLORS, strict=True):
+        draw(root / "images" / name, color)
+    for shift, split in enumerate(("random", "popular", "adversarial"), 1):
+        rows = []
+        for number, name in enumerate(names):
+            for truth, color in (("yes", COLORS[number]), ("no", COLORS[(number + shift) % 4])):
+                question = f"Is there a {color} square in the image?"
+                rows.append({"question_id": len(rows) + 1, "image": name, "text": question, "label": truth})
+        write_lines(root / "pope" / f"{split}.json", rows)
+    kinds = ("attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other")
+    items = [
+        {
+            "question_type": kind,
+            "question_topic": "squares",
+            "image_id": str(number),
+            "image_src": names[number % 4],
+            "image_content": [f"{COLORS[number % 4]} square"],
+            "question": "What is in the image?",
+            "gt_answer": f"A {COLORS[number % 4]} square.",
+            "model_answer": "",
+        }
+        for number, kind in enumerate(kinds)
+    ]
+    (root / "mmhal.json").write_text(json.dumps(items), encoding="utf-8")
+    captions = [
+        {"id": name, "image": name, "question": "Describe the image in detail.", "objects": ["square"]} for name in names
+    ]
+    write_lines(root / "captions.jsonl", captions)
+    (root / "objects.txt").write_text("square\ncircle\n", encoding="utf-8")
+    prompts = [
+        {"id": f"p{n}", "prompt": f"a {color} cup", "questions": ["Describe the image in detail.", "Is there a dog?"]}
+        for n, color in enumerate(COLORS)
+    ]
+    write_lines(root / "prompts.jsonl", prompts)
