@@ -16,6 +16,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +24,7 @@ import yaml
 
 from synthalign.datamodules import SyntheticPreferenceDataModule
 from synthalign.vlm import Chat
+from synthalign.world.questions import DESCRIBE
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- prove: begin -->", "<!-- prove: end -->"
@@ -68,7 +70,7 @@ def prove_seed(seed: int, out: Path) -> None:
     if not (run / "ranked" / "fit" / "adapter").is_dir():
         synthalign("fit", *config, "--trainer.default_root_dir", str(run / "ranked"))
     control = run / "control.parquet"
-    flip_half(run, control, seed)
+    write_control(run, control, seed)
     if not (run / "control" / "fit" / "adapter").is_dir():
         data = ["--data.init_args.synthesis", "null", "--data.init_args.pairs", str(control)]
         data += ["--data.init_args.balance_yes_no", "false", "--data.init_args.response_gates", "[]"]
@@ -77,54 +79,63 @@ def prove_seed(seed: int, out: Path) -> None:
         if not (run / arm / "test" / "results.json").is_file():
             adapter = ["--model.init_args.adapter", str(run / arm / "fit" / "adapter")]
             where = ["--trainer.default_root_dir", str(run / arm)]
-            test = ["--config", str(run / "demo.yaml"), "--config", str(run / "heldout.yaml")]
+            evaluate = yaml.safe_load((run / "heldout.yaml").read_text())
+            evaluate["trainer"]["callbacks"][0]["init_args"]["baseline"] = (
+                arm == "ranked"
+            )  # the base is one and the same
+            (run / f"{arm}.yaml").write_text(yaml.safe_dump(evaluate))
+            test = ["--config", str(run / "demo.yaml"), "--config", str(run / f"{arm}.yaml")]
             synthalign("test", *test, *where, *adapter)
 
 
-def flip_half(run: Path, control: Path, seed: int) -> None:
-    """Write the pairs that the ranked run trained on, exactly half of them flipped within each group.
-
-    A group is a (question type, chosen answer); the odd pair of an odd group is flipped in every second such group.
-    """
-    folder = next((run / "pairs").glob("pair-*"))
-    names = json.loads((folder / "manifest.json").read_text())
-    rows = [row for name in names for row in pq.read_table(folder / name).to_pylist()]
+def write_control(run: Path, control: Path, seed: int) -> None:
+    """Write the pairs that the ranked run trained on, half of them flipped."""
+    (made,) = (run / "pairs").glob("pair-*/*.table")
+    shards = [made.parent / name for name in json.loads(made.read_text())]
+    rows = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
     chat = Chat(model=str(ROOT / "synthalign" / "world" / "weights" / "vlm"))
     data = SyntheticPreferenceDataModule(
-        pairs=str(folder), balance_yes_no=True, seed=seed, response_gates=[], pair_gates=[], chat=chat
+        pairs=str(made), balance_yes_no=True, seed=seed, response_gates=[], pair_gates=[], chat=chat
     )
     data.setup("fit")
     assert data.train_set is not None
     trained = {data.train_set[position].id for position in range(len(data.train_set))}
-    groups = defaultdict(list)
-    for row in rows:
-        if row["id"] in trained:
-            groups[question_type(row["question"]), row["chosen"].split()[0].strip(",.")].append(row)
-    rng = Random(f"control {seed}")
-    kept, odd = [], 0
-    for _, group in sorted(groups.items()):
-        rng.shuffle(group)
-        flipped = len(group) // 2
-        if len(group) % 2:
-            flipped += odd % 2
-            odd += 1
-        for row in group[:flipped]:
-            for side in ("", "_score", "_responder"):
-                one, other = f"chosen{side}", f"rejected{side}"
-                row[one], row[other] = row[other], row[one]
-        kept += group
+    kept = half_flipped([row for row in rows if row["id"] in trained], seed)
     for row in kept:  # unscored, as a coin's choice is: no gate looks at the margin
         row["chosen_score"] = row["rejected_score"] = None
-    schema = pq.read_schema(folder / names[0])
-    pq.write_table(pa.Table.from_pylist(sorted(kept, key=lambda row: row["id"]), schema=schema), control)
+    pq.write_table(pa.Table.from_pylist(kept, schema=pq.read_schema(shards[0])), control)
+
+
+def half_flipped(rows: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """Swap chosen and rejected in exactly half of the pairs of each group, and return them in the order of their ids.
+
+    A group is a (question type, first word of the chosen answer). Every second odd group flips one pair more than it
+    keeps, the others one less.
+    """
+    groups = defaultdict(list)
+    for row in rows:
+        groups[question_type(row["question"]), row["chosen"].split()[0].strip(",.")].append(row)
+    rng, odd, mixed = Random(f"control {seed}"), 0, []
+    for _, group in sorted(groups.items()):
+        rng.shuffle(group)
+        half = (len(group) + odd % 2) // 2
+        odd += len(group) % 2
+        mixed += [swapped(row) for row in group[:half]] + group[half:]
+    return sorted(mixed, key=lambda row: row["id"])
+
+
+def swapped(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of the pairs table with its two sides exchanged."""
+    ends = ("", "_score", "_responder")
+    exchanged = {f"chosen{end}": row[f"rejected{end}"] for end in ends}
+    return row | exchanged | {f"rejected{end}": row[f"chosen{end}"] for end in ends}
 
 
 def question_type(question: str) -> str:
     """Tell descriptions, yes/no questions and the other forms apart by their first two words."""
-    words = question.split()
-    if "image." in words or "image?" in words and words[0] == "What" or "scene" in words:
+    if question in DESCRIBE:
         return "describe"
-    return " ".join(words[:2])
+    return " ".join(question.split()[:2])
 
 
 def table(out: Path, seeds: list[int]) -> str:
@@ -150,7 +161,11 @@ def table(out: Path, seeds: list[int]) -> str:
     claims = [
         ("base: coverage at least .90", base["captions/coverage"], base["captions/coverage"] >= 0.90),
         ("base: CHAIRi at least .08", base["captions/chair_i"], base["captions/chair_i"] >= 0.08),
-        ("base: POPE random accuracy at least 75 %", base["pope/random/accuracy"], base["pope/random/accuracy"] >= 0.75),
+        (
+            "base: POPE random accuracy at least 75 %",
+            base["pope/random/accuracy"],
+            base["pope/random/accuracy"] >= 0.75,
+        ),
     ]
     fall = 1 - mean("ranked", "captions/chair_i") / base["captions/chair_i"]
     kept = mean("ranked", "captions/coverage") / base["captions/coverage"]
@@ -170,7 +185,10 @@ def table(out: Path, seeds: list[int]) -> str:
     ]
     lines += ["", "| claim | measured | holds |", "|---|---|---|"]
     lines += [f"| {claim} | {value:.3f} | {'yes' if holds else 'NO'} |" for claim, value, holds in claims]
-    lines += ["", "| seed | CHAIRi ranked | CHAIRi control | POPE adv ranked | POPE adv control | AUC ranked | AUC control |"]
+    lines += [
+        "",
+        "| seed | CHAIRi ranked | CHAIRi control | POPE adv ranked | POPE adv control | AUC ranked | AUC control |",
+    ]
     lines += ["|---|---|---|---|---|---|---|"]
     for position, seed in enumerate(seeds):
         cells = [str(seed)]

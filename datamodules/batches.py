@@ -26,7 +26,9 @@ class LengthGroupedBatches:
         world_size: Number of processes.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self.rank, self.world_size, self.epoch = rank, world_size, 0
         self.first = 0  # batch of the next epoch to begin with: not 0 where a run goes on inside an epoch
@@ -66,10 +68,10 @@ class TrainingLoader(DataLoader[Any]):
     epoch of the run that it goes on with, and worker processes would be sent the batches of another one.
     """
 
-    batch_sampler: LengthGroupedBatches  # type: ignore[assignment]
+    batch_sampler: LengthGroupedBatches
     given = 0  # batches of the epoch, so far
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # an iterator is all that is asked of it
         """Give the batches, counting them."""
         self.given = self.batch_sampler.first
         for batch in super().__iter__():

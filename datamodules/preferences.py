@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
@@ -16,7 +16,7 @@ from synthalign.dpo.batch import PairTokens, collate
 from synthalign.pairs import Echo, Empty, ForeignScript, Identical, TooClose, refuse, surplus
 from synthalign.pipeline import Synthesis, summary
 from synthalign.store import seed_of
-from synthalign.tables import PairRow, PairSet, read_pairs
+from synthalign.tables import IMAGE_TOKEN, PairSet, read_pairs
 from synthalign.types import Drop, PairGate, ResponseGate
 from synthalign.vlm import Chat
 
@@ -70,8 +70,10 @@ class SyntheticPreferenceDataModule(LightningDataModule):
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length must be >= 1, or null for the policy's own limit, got {max_length}")
         self.synthesis, self.pairs, self.images = synthesis, pairs, images
-        self.response_gates = [Empty(), Echo(), ForeignScript()] if response_gates is None else response_gates
-        self.pair_gates = [Identical(), TooClose()] if pair_gates is None else pair_gates
+        self.response_gates: list[ResponseGate] = (
+            [Empty(), Echo(), ForeignScript()] if response_gates is None else response_gates
+        )
+        self.pair_gates: list[PairGate] = [Identical(), TooClose()] if pair_gates is None else pair_gates
         self.balance_yes_no, self.max_length, self.val_share = balance_yes_no, max_length, val_share
         self.batch_size, self.num_workers, self.seed, self.chat = batch_size, num_workers, seed, chat
         self.dropped: list[tuple[str, Drop]] = []
@@ -124,42 +126,53 @@ class SyntheticPreferenceDataModule(LightningDataModule):
 
     def _split(self, pairs: PairSet) -> None:
         """Drop what is unfit, then split by image."""
+        self.dropped, fit = list(pairs.dropped), []
+        for index, row in enumerate(pairs.rows):
+            entry = self._entry(pairs, index)
+            if isinstance(entry, Drop):
+                self.dropped.append((row.id, entry))
+            else:
+                fit.append(entry)
+        rows = [pairs.rows[entry.place] for entry in fit]
+        if self.balance_yes_no:
+            left_out = surplus([row.id for row in rows], [row.chosen for row in rows], self.seed)
+            self.dropped += [(row_id, Drop("surplus", "of the commoner answer")) for row_id in sorted(left_out)]
+            fit = [entry for entry, row in zip(fit, rows, strict=True) if row.id not in left_out]
+        sides: tuple[list[Entry], list[Entry]] = [], []
+        for entry in fit:
+            image_id = pairs.rows[entry.place].image_id
+            sides[seed_of(self.seed, "split", image_id) < self.val_share * 2**63].append(entry)
+        self.train_set, self.val_set = (PairDataset(pairs, entries) for entries in sides)
+        self._tell()
+        if not sides[False]:
+            raise ValueError(f"no pair is left to train on: {summary(len(sides[True]), self.dropped)}")
+
+    def _entry(self, pairs: PairSet, index: int) -> "Entry | Drop":
+        """Encode one pair's responses, or say why the pair is unfit."""
         if self.chat is None:
             raise ValueError("the datamodule needs the policy's chat: chat=module.chat (the command line links it)")
-        self.dropped = list(pairs.dropped)
-        fit: list[tuple[int, PairRow, list[int], list[int]]] = []
-        for index, row in enumerate(pairs.rows):
-            gates = ([], []) if self.synthesis is not None else (self.response_gates, self.pair_gates)
-            drop = refuse(*gates, row.question, row.chosen, row.rejected, row.margin)
+        row = pairs.rows[index]
+        if self.synthesis is None:  # made pairs have been through their recipe's gates
+            drop = refuse(self.response_gates, self.pair_gates, row.question, row.chosen, row.rejected, row.margin)
             if drop is not None:
-                self.dropped.append((row.id, drop))
-                continue
-            fit.append((index, row, *(self.chat.response_ids(row.question, r) for r in (row.chosen, row.rejected))))
-        if self.balance_yes_no:
-            left_out = surplus([row.id for _, row, *_ in fit], [row.chosen for _, row, *_ in fit], self.seed)
-            self.dropped += [(row_id, Drop("surplus", "of the commoner answer")) for row_id in sorted(left_out)]
-            fit = [one for one in fit if one[1].id not in left_out]
-        sets: dict[bool, PairDataset] = {held: PairDataset(pairs, self.chat) for held in (False, True)}
+                return drop
+        placeholder = getattr(self.chat.processor, "image_token", IMAGE_TOKEN)
+        if placeholder in row.chosen + row.rejected:  # it would call for an image that is not there
+            return Drop("image_token", f"a response contains {placeholder!r}")
+        chosen, rejected = (self.chat.response_ids(row.question, text) for text in (row.chosen, row.rejected))
+        prompt_length = self.chat.prompt_length(row.question, pairs.images.size(index))
+        length = prompt_length + max(len(chosen), len(rejected))
         limit = self.max_length or self.chat.max_length
-        for index, row, chosen, rejected in fit:
-            prompt = self.chat.prompt_length(row.question, pairs.images.size(index))
-            length = prompt + max(len(chosen), len(rejected))
-            if length > limit:
-                self.dropped.append((row.id, Drop("too_long", f"{length} tokens, the limit is {limit}")))
-                continue
-            held = seed_of(self.seed, "split", row.image_id) < self.val_share * 2**63
-            sets[held].add(index, chosen, rejected, length)
-        self.train_set, self.val_set = sets[False], sets[True]
-        self._tell()
-        if not len(self.train_set):
-            raise ValueError(f"no pair is left to train on: {summary(0, self.dropped)}")
+        if length > limit:
+            return Drop("too_long", f"{length} tokens, the limit is {limit}")
+        return Entry(index, chosen, rejected, length)
 
     def _tell(self) -> None:
         if self.trainer is not None and not self.trainer.is_global_zero:
             return
         assert self.train_set is not None and self.val_set is not None
         lines = [summary(len(self.train_set) + len(self.val_set), self.dropped)]
-        if self.val_share or self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING:
+        if self.val_share or self._validating:
             lines[0] += f"; {len(self.val_set)} held out for validation"
         if self.synthesis is None:  # made pairs keep their drops, with the reasons, in their own table
             lines += [f"  {row_id}: {drop.reason} ({drop.detail})" for row_id, drop in self.dropped[:SHOWN_DROPS]]
@@ -192,15 +205,15 @@ class SyntheticPreferenceDataModule(LightningDataModule):
         """Held-out pairs. If none are held out, one empty batch under ``validate``, as under ``test``."""
         assert self.val_set is not None
         if not len(self.val_set):
-            validating = self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
-            return self.test_dataloader() if validating else []
+            return self.test_dataloader() if self._validating else []
         rank, world_size = self._place
         batches = even_batches(self.val_set.lengths, self.batch_size, rank=rank, world_size=world_size)
         return DataLoader(self.val_set, batch_sampler=batches, **self._settings)
 
     def test_dataloader(self) -> DataLoader:
         """One empty batch: without any, Lightning would skip the hooks in which the evaluations run."""
-        return DataLoader([[]], batch_size=None)
+        nothing: Any = [[]]  # a list serves as a dataset
+        return DataLoader(nothing, batch_size=None)
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -211,8 +224,12 @@ class SyntheticPreferenceDataModule(LightningDataModule):
             "collate_fn": partial(collate, chat=self.chat),
         }
 
+    @property
+    def _validating(self) -> bool:
+        return self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
+
     def state_dict(self) -> dict[str, int]:
-        """Say where in the epoch training is. (A loader's own state reaches it too late where there is a schedule.)"""
+        """Say where in the epoch training is; what the loader says itself comes back too late under a schedule."""
         return {} if self._loader is None else self._loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -220,18 +237,21 @@ class SyntheticPreferenceDataModule(LightningDataModule):
         self._resumed = state_dict
 
 
+class Entry(NamedTuple):
+    """A pair that is fit: its place in the set, its responses' tokens, and the tokens of its longer row."""
+
+    place: int
+    chosen: list[int]
+    rejected: list[int]
+    length: int
+
+
 class PairDataset(Dataset[PairTokens]):
-    """Pairs that passed every gate; images are opened when a batch needs them."""
+    """Pairs that are fit; an image is opened when a batch needs it."""
 
-    def __init__(self, pairs: PairSet, chat: Chat) -> None:
-        self.pairs, self.chat = pairs, chat
-        self.entries: list[tuple[int, Sequence[int], Sequence[int]]] = []
-        self.lengths: list[int] = []
-
-    def add(self, index: int, chosen: Sequence[int], rejected: Sequence[int], length: int) -> None:
-        """Take in the pair at ``index`` with its response tokens; ``length`` is its longer row's."""
-        self.entries.append((index, chosen, rejected))
-        self.lengths.append(length)
+    def __init__(self, pairs: PairSet, entries: Sequence[Entry]) -> None:
+        self.pairs, self.entries = pairs, entries
+        self.lengths = [entry.length for entry in entries]
 
     def __len__(self) -> int:
         """Return the number of pairs."""
@@ -239,6 +259,6 @@ class PairDataset(Dataset[PairTokens]):
 
     def __getitem__(self, position: int) -> PairTokens:
         """Return one pair with its image open."""
-        index, chosen, rejected = self.entries[position]
-        row = self.pairs.rows[index]
-        return PairTokens(row.id, self.pairs.images[index], row.question, chosen, rejected)
+        entry = self.entries[position]
+        row = self.pairs.rows[entry.place]
+        return PairTokens(row.id, self.pairs.images[entry.place], row.question, entry.chosen, entry.rejected)

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from synthalign.dpo.batch import PreferenceBatch
+from synthalign.dpo.figures import Figures, figures
 from synthalign.dpo.logps import pair_logps
-from synthalign.dpo.losses import FIGURES, figures
 from synthalign.dpo.policy import LoRA, adapters_off, load_policy
 from synthalign.types import PreferenceLoss, Reply, Schedule
 from synthalign.vlm import Chat, reply
@@ -48,7 +48,7 @@ class DPOModule(LightningModule):
         policy: str,
         loss: PreferenceLoss,
         revision: str | None = None,
-        lora: LoRA = LoRA(),
+        lora: LoRA = LoRA(),  # noqa: B008 - it is frozen
         adapter: str | None = None,
         dtype: DType = "auto",
         system_prompt: str | None = None,
@@ -116,7 +116,7 @@ class DPOModule(LightningModule):
         if not (finite := torch.isfinite(terms.loss)).all():
             ids = [row_id for row_id, fine in zip(batch.ids, finite.tolist(), strict=True) if not fine]
             raise FloatingPointError(f"the loss is no finite number at pairs {', '.join(ids)}")
-        rows = torch.stack([torch.ones_like(terms.loss), *figures(terms, policy).values()]).detach()
+        rows = torch.stack([torch.ones_like(terms.chosen_rewards), *figures(terms, policy)])
         self._sums[split] = self._sums.get(split, 0) + rows.sum(1)
         return terms.loss.mean()
 
@@ -125,7 +125,7 @@ class DPOModule(LightningModule):
         if split not in self._sums:
             return
         total = self.trainer.strategy.reduce(self._sums.pop(split), reduce_op="sum")
-        for name, value in zip(FIGURES, total[1:] / total[0], strict=True):
+        for name, value in zip(Figures._fields, total[1:] / total[0], strict=True):
             self.log(f"{split}/{name}", value, prog_bar=name in ("loss", "accuracy"), batch_size=1)
 
     @property

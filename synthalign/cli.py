@@ -67,7 +67,8 @@ def _train(args: list[str]) -> None:
 
 def _world(args: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="synthalign world", description="Write the offline world: prompts to draw, and benchmarks with their truth."
+        prog="synthalign world",
+        description="Write the offline world: prompts to draw, and benchmarks with their truth.",
     )
     parser.add_argument("out", type=Path, help="folder to write into")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts; the benchmarks are always the same")

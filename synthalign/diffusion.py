@@ -1,5 +1,6 @@
 """Images from text, by any diffusers text-to-image pipeline."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ import torch
 from PIL.Image import Image
 
 from synthalign.types import ImageRequest
-from synthalign.weights import DType, free_cuda, load, resolve_device, resolve_dtype
+from synthalign.weights import DType, check_folder, free_cuda, load, resolve_device, resolve_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,8 @@ class DiffusionGenerator:
     batch_size: int = 4
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot be meant."""
+        """Refuse settings that cannot be meant, and a folder that is not there."""
+        check_folder(self.model)
         if self.num_inference_steps < 1 or self.batch_size < 1:
             raise ValueError(
                 f"num_inference_steps and batch_size must be >= 1, got {self.num_inference_steps}, {self.batch_size}"
@@ -68,6 +70,12 @@ class DiffusionGenerator:
             **({"variant": self.variant} if self.variant else {}),
             **dict.fromkeys(self.without),
         )
+        if unknown := sorted(set(self.without) - set(pipeline.components)):
+            raise ValueError(
+                f"model {self.model!r} has no {unknown[0]} to leave out, but {sorted(pipeline.components)}"
+            )
+        if self.negative_prompt and not _takes_negatives(pipeline):
+            raise ValueError(f"{type(pipeline).__name__} takes no negative_prompt, got {self.negative_prompt!r}")
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(device)
 
@@ -83,14 +91,15 @@ class DiffusionGenerator:
     def _draw(self, requests: Sequence[ImageRequest], guidance_scale: float) -> list[Image]:
         # CPU generators give the same starting noise whatever the device.
         noise = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
-        size = {key: value for key, value in (("height", self.height), ("width", self.width)) if value is not None}
+        settings: dict[str, Any] = {"height": self.height, "width": self.width}
+        if _takes_negatives(self.pipeline):
+            settings["negative_prompt"] = [self.negative_prompt] * len(requests)
         drawn = self.pipeline(
             [request.prompt for request in requests],
-            negative_prompt=[self.negative_prompt] * len(requests),
             num_inference_steps=self.num_inference_steps,
             guidance_scale=guidance_scale,
             generator=noise,
-            **size,
+            **{name: value for name, value in settings.items() if value is not None},
         ).images
         return [image.convert("RGB") for image in drawn]
 
@@ -98,3 +107,7 @@ class DiffusionGenerator:
         """Free the memory of the weights; the next call loads them again."""
         self.__dict__.pop("pipeline", None)
         free_cuda()
+
+
+def _takes_negatives(pipeline: Any) -> bool:  # noqa: ANN401
+    return "negative_prompt" in inspect.signature(pipeline.__call__).parameters

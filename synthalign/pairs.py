@@ -1,18 +1,27 @@
 """From scored responses to (chosen, rejected), or no pair and why."""
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from synthalign.store import seed_of
 from synthalign.types import Drop, PairGate, ResponseGate
 
 
 def _plain(text: str) -> str:
-    """Case, punctuation and spacing apart."""
-    return " ".join(re.sub(r"[\W_]+", " ", text.casefold()).split())
+    """Case, punctuation and spacing apart. Signs that mean something (+ < €) and vowels above a letter stay."""
+    return " ".join("".join(map(_kept, unicodedata.normalize("NFC", text.casefold()))).split())
+
+
+@cache
+def _kept(sign: str) -> str:
+    """A space for punctuation, controls and detached accents (` ^), nothing for what is invisible, or the sign."""
+    category = unicodedata.category(sign)
+    if category == "Cf":
+        return ""
+    return " " if category[0] in "PZC" or category == "Sk" else sign
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +45,7 @@ class Empty:
 
     def __call__(self, question: str, response: str) -> Drop | None:
         """Say ``empty``, or None."""
-        return None if _plain(response) else Drop("empty", f"no letter or digit in {response!r}")
+        return None if any(map(str.isalnum, response)) else Drop("empty", f"no letter or digit in {response[:60]!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +73,9 @@ class ForeignScript:
 
     def __call__(self, question: str, response: str) -> Drop | None:
         """Say ``foreign_script``, or None."""
-        scripts = Counter(_script(letter) for letter in response if letter.isalpha())
-        known = {_script(letter) for letter in question if letter.isalpha()}
+        known, scripts = _scripts(question), _scripts(response)
+        if KANA in known:
+            known[CJK] += 1  # Japanese is written in both; a question need not show it
         foreign = {script: count for script, count in scripts.items() if script not in known}
         if known and sum(foreign.values()) > self.max_share * scripts.total():
             return Drop("foreign_script", f"{'/'.join(sorted(foreign)).lower()} letters in {response[:60]!r}")
@@ -130,6 +140,16 @@ def surplus(ids: Sequence[str], chosen: Sequence[str], seed: int) -> set[str]:
     return set(sorted(larger, key=lambda pair_id: seed_of(seed, "surplus", pair_id))[:excess])
 
 
+def _scripts(text: str) -> Counter[str]:
+    """Count the letters of a text by script."""
+    return Counter(_script(letter) for letter in unicodedata.normalize("NFKC", text) if letter.isalpha())
+
+
+@cache
 def _script(letter: str) -> str:
-    """The script of a letter, as its Unicode name begins: LATIN, CYRILLIC, CJK, …"""
-    return unicodedata.name(letter, "UNKNOWN").partition(" ")[0]
+    """The script of a letter, as its Unicode name begins: LATIN, CYRILLIC, CJK and so on."""
+    script = unicodedata.name(letter, "UNKNOWN").partition(" ")[0]
+    return KANA if script in {"HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"} else script
+
+
+CJK, KANA = "CJK", "KANA"

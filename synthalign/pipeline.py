@@ -7,6 +7,7 @@ draw is keyed by (seed, id, sample). So the table is the same on any number of r
 
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -116,26 +117,30 @@ class Synthesis:
             world_size: Number of processes that run this with the same settings.
 
         Returns:
-            The folder of the pairs, with a manifest of its current shards: ``tables.read_pairs`` reads it.
+            The table of the pairs: ``tables.read_pairs`` reads it.
 
         Raises:
             ValueError: A setting or the prompts file is not as it should be.
             RuntimeError: Another rank died.
         """
-        store = Path(self.store)
-        with sign_of_life(store, rank):
+        last = self.stages[-1]
+        with sign_of_life(last.landing.folder, rank):
             for stage in self.stages:
                 self._walk(stage, rank, world_size)
-            last = self.stages[-1]
 
             def missing() -> list[tuple[int, str]]:
-                return [(s.index % world_size, s.name) for s in last.shards if not last.landing.has(s)]
+                return [(s.number % world_size, s.name) for s in last.shards if not last.landing.has(s)]
 
-            wait_for(missing, store)
-        if rank == 0:
-            names = json.dumps([shard.name for shard in last.shards], indent=1)
-            write_atomically(last.landing.folder / tables.MANIFEST, names.encode())
-        return last.landing.folder
+            wait_for(missing, last.landing.folder)
+        # Every rank writes the same, so that none has to wait for another to do so.
+        write_atomically(self.table, json.dumps([shard.name for shard in last.shards], indent=1).encode())
+        return self.table
+
+    @property
+    def table(self) -> Path:
+        """Where the table of the pairs is, or will be: a file that names its shards in order."""
+        last = self.stages[-1]
+        return last.landing.folder / (digest([shard.name for shard in last.shards]) + tables.TABLE_SUFFIX)
 
     @cached_property
     def rows(self) -> list[PromptRow]:
@@ -155,10 +160,12 @@ class Synthesis:
         recipe = {"draw": draws.address, "image_reward": recipe_of(self.image_reward)}
         ranks = Landing(store, "rank", recipe, tables.RANKS)
 
+        described = [recipe_of(responder) for responder in self.responders]
         answers = []
-        for responder in self.responders:
-            recipe = {"rank": ranks.address, "responder": recipe_of(responder), "seed": self.seed}
-            recipe |= {"num_samples": self.num_samples, "greedy": self.greedy}
+        for n, responder in enumerate(described):
+            # A responder that is listed twice draws anew the second time.
+            recipe = {"rank": ranks.address, "responder": responder, "repeat": described[:n].count(responder)}
+            recipe |= {"seed": self.seed, "num_samples": self.num_samples, "greedy": self.greedy}
             answers.append(Landing(store, "answer", recipe, tables.ANSWERS))
         recipe = {"answers": [landing.address for landing in answers]}
         recipe |= {"response_reward": recipe_of(self.response_reward)}
@@ -168,7 +175,7 @@ class Synthesis:
         pairs = Landing(store, "pair", recipe, tables.PAIRS)
 
         def best_images(shard: Shard) -> dict[str, bytes]:
-            same = pictured[shard.index]
+            same = pictured[shard.number]
             best = {row["id"]: row["best"] for row in ranks.read(same, ["id", "best"])}
             rows = draws.read(same, ["id", "candidates"])
             return {row["id"]: row["candidates"][best[row["id"]]]["image"] for row in rows}
@@ -180,7 +187,7 @@ class Synthesis:
             return self._rank(draws.read(shard))
 
         def answering(responder: Responder, landing: Landing) -> Callable[[Shard], Rows]:
-            key = digest(landing.recipe["responder"])
+            key = digest([landing.recipe["responder"], landing.recipe["repeat"]])
             return lambda shard: self._answer(shard.rows, best_images(shard), responder, key)
 
         def score(shard: Shard) -> Rows:
@@ -240,11 +247,17 @@ class Synthesis:
     def _rank(self, draws: Rows) -> Rows:
         prompts = [row["prompt"] for row in draws for _ in row["candidates"]]
         images = [_image(candidate["image"]) for row in draws for candidate in row["candidates"]]
-        scores = iter(self.image_reward.score(prompts, images).tolist())
+        scores = self.image_reward.score(prompts, images).tolist()
         ranked = []
         for row in draws:
-            own = [next(scores) for _ in row["candidates"]]
-            ranked.append({"id": row["id"], "scores": own, "best": max(range(len(own)), key=own.__getitem__)})
+            own, scores = scores[: len(row["candidates"])], scores[len(row["candidates"]) :]
+            scored = [k for k, score in enumerate(own) if math.isfinite(score)]
+            if not scored:
+                name = type(self.image_reward).__name__
+                raise ValueError(
+                    f"{name} gives no image of {row['id']!r} a finite score: {own}; is its dtype too small?"
+                )
+            ranked.append({"id": row["id"], "scores": own, "best": max(scored, key=own.__getitem__)})
         return ranked
 
     def _answer(self, rows: Sequence[PromptRow], images: dict[str, bytes], responder: Responder, key: str) -> Rows:
@@ -257,7 +270,9 @@ class Synthesis:
             [question for (_, _, question), _ in flat],
             None if self.greedy else seeds,
         )
-        said = iter(replies)
+        if len(replies) != len(flat):
+            raise ValueError(f"{type(responder).__name__} gave {len(replies)} replies to {len(flat)} questions")
+        said = [{"text": one.text, "truncated": one.truncated} for one in replies]
         name = Path(str(getattr(responder, "model", type(responder).__name__))).name
         return [
             {
@@ -265,11 +280,9 @@ class Synthesis:
                 "image_id": image_id,
                 "question": question,
                 "responder": name,
-                "responses": [
-                    {"text": one.text, "truncated": one.truncated} for one in (next(said) for _ in range(self.num_samples))
-                ],
+                "responses": said[n * self.num_samples : (n + 1) * self.num_samples],
             }
-            for image_id, question_id, question in asked
+            for n, (image_id, question_id, question) in enumerate(asked)
         ]
 
     def _score(self, rows: Sequence[PromptRow], images: dict[str, bytes], answers: list[Rows]) -> Rows:
@@ -284,14 +297,15 @@ class Synthesis:
         prompts = {row.id: row.prompt for row in rows}
         pictures = {row.id: _image(images[row.id]) for row in rows}
         fit = [(row, one) for row in by_id.values() for one in row["candidates"] if one["text"].strip()]
-        scores = self.response_reward.score(
-            [prompts[row["image_id"]] for row, _ in fit],
-            [pictures[row["image_id"]] for row, _ in fit],
-            [row["question"] for row, _ in fit],
-            [one["text"] for _, one in fit],
-        ).tolist()
-        for (_, one), score in zip(fit, scores, strict=True):
-            one["score"] = score
+        if fit:
+            scores = self.response_reward.score(
+                [prompts[row["image_id"]] for row, _ in fit],
+                [pictures[row["image_id"]] for row, _ in fit],
+                [row["question"] for row, _ in fit],
+                [one["text"] for _, one in fit],
+            ).tolist()
+            for (_, one), score in zip(fit, scores, strict=True):
+                one["score"] = score if math.isfinite(score) else None
         return list(by_id.values())
 
     def _pair(self, rows: Sequence[PromptRow], images: dict[str, bytes], scored: Rows) -> Rows:
@@ -302,7 +316,7 @@ class Synthesis:
             for one in row["candidates"]:
                 drop = next((d for gate in self._response_gates if (d := gate(row["question"], one["text"]))), None)
                 if drop is None and one["score"] is None:
-                    drop = Drop("unscored", "an empty response")
+                    drop = Drop("unscored", "the reward model gave no finite score" if one["text"].strip() else "empty")
                 if drop is None:
                     fit.append(one)
                 else:

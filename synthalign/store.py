@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,21 +24,27 @@ import pyarrow.parquet as pq
 RUN_ONLY = frozenset({"device"})
 """Fields of a part that say where it runs, not what it makes."""
 
-EDGE_BYTES = 1 << 20
-"""A large weight file is fingerprinted by its size and this much of both its ends."""
+NEVER_PATHS = frozenset({"revision", "variant", "dtype"})
+"""Fields that a folder of the same name in the working directory must not turn into its content."""
+
+WHOLE_BYTES = 1 << 26
+"""Files up to this size are fingerprinted whole."""
+
+SAMPLE_BYTES, SAMPLE_STRIDE = 1 << 12, 1 << 20
+"""Larger ones by this much of every so much: training changes a matrix throughout, and large models' are larger yet."""
 
 
 class Shard(NamedTuple):
-    """A fixed share of a stage's input: ``index`` in the table, ``digest`` of its rows, the rows themselves."""
+    """A fixed share of a stage's input: its place among the shards, the digest of its rows, the rows themselves."""
 
-    index: int
+    number: int
     digest: str
     rows: tuple[Any, ...]
 
     @property
     def name(self) -> str:
         """File name of the shard in every landing."""
-        return f"{self.index:05d}-{self.digest}.parquet"
+        return f"{self.number:05d}-{self.digest}.parquet"
 
 
 class Landing:
@@ -75,14 +82,22 @@ class Landing:
         write_atomically(self.path(shard), sink.getvalue().to_pybytes())
 
     def read(self, shard: Shard, columns: list[str] | None = None) -> list[dict[str, Any]]:
-        """Read the rows of a landed shard, all columns or those named."""
-        return pq.read_table(self.path(shard), columns=columns).to_pylist()
+        """Read the rows of a landed shard, all columns or those named.
+
+        Raises:
+            ValueError: Something other than a crash has damaged the file.
+        """
+        try:
+            return pq.read_table(self.path(shard), columns=columns).to_pylist()
+        except (pa.ArrowInvalid, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{self.path(shard)} is damaged ({reason}): delete it and run again") from None
 
 
 def shards_of(rows: Sequence[Any], size: int) -> list[Shard]:
     """Cut a table into shards of ``size`` consecutive rows; the last may be shorter. Rows are JSON-able."""
     cut = [tuple(rows[start : start + size]) for start in range(0, len(rows), size)]
-    return [Shard(index, digest(part), part) for index, part in enumerate(cut)]
+    return [Shard(number, digest(part), part) for number, part in enumerate(cut)]
 
 
 def digest(value: Any) -> str:  # noqa: ANN401 - anything JSON can carry
@@ -100,45 +115,72 @@ def seed_of(*key: str | int) -> int:
 def recipe_of(part: Any) -> Any:  # noqa: ANN401 - parts are whatever fits a Protocol
     """Describe a part so that whatever changes its results changes the description, and a moved folder does not.
 
-    Objects are described by class and constructor arguments (kept under their own names, as dataclasses do), folders
-    and files by their content.
+    Objects are described by class and constructor arguments, folders and files by their content.
+
+    Raises:
+        ValueError: An object does not keep its constructor's arguments under their own names, as dataclasses do, so
+            that two settings of it could not be told apart.
     """
     if part is None or isinstance(part, bool | int | float):
         return part
     if isinstance(part, str | Path):
-        path = Path(part)
-        return {"content": fingerprint(path)} if path.exists() and str(part) else str(part)
+        # Not Path.exists: a chat template is too long for a file's name.
+        return {"content": fingerprint(Path(part))} if os.path.exists(part) else str(part)
     if isinstance(part, dict):
         return {str(key): recipe_of(value) for key, value in part.items()}
-    if isinstance(part, list | tuple | set | frozenset):
+    if isinstance(part, set | frozenset):
+        return sorted((recipe_of(value) for value in part), key=digest)
+    if isinstance(part, list | tuple) and not hasattr(part, "_fields"):
         return [recipe_of(value) for value in part]
+    if inspect.isroutine(part) or isinstance(part, type):
+        return {"name": f"{part.__module__}.{part.__qualname__}"}
+    kind = type(part)
+    settings = {name: getattr(part, name) for name in _settings(part) if name not in RUN_ONLY}
+    described = {name: value if name in NEVER_PATHS else recipe_of(value) for name, value in settings.items()}
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", **described}
+
+
+def _settings(part: Any) -> list[str]:  # noqa: ANN401
+    """Name the constructor's arguments, which must all be attributes."""
     kind = type(part)
     if dataclasses.is_dataclass(part):
-        names = [field.name for field in dataclasses.fields(part) if field.init]
-    else:
-        names = [name for name in inspect.signature(kind).parameters if hasattr(part, name)]
-    settings = {name: recipe_of(getattr(part, name)) for name in names if name not in RUN_ONLY}
-    return {"class": f"{kind.__module__}.{kind.__qualname__}", **settings}
+        return [field.name for field in dataclasses.fields(part) if field.init]
+    names = list(inspect.signature(kind).parameters)
+    if lost := [name for name in names if not hasattr(part, name)]:
+        raise ValueError(
+            f"{kind.__qualname__} does not keep its arguments {', '.join(lost)}: store each as an attribute of that "
+            "name, so that results made with other settings can be told apart"
+        )
+    return names
 
 
 def fingerprint(path: Path) -> str:
-    """Name the content of a file or folder: every file's relative name, size and, for large ones, both ends."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    """Name the content of a file, or of a folder's files and their names.
+
+    Large files are sampled. Hidden ones are left out: downloads keep their dates in them.
+    """
+    names = sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file()) if path.is_dir() else [Path()]
     content = hashlib.blake2b(digest_size=8)
-    for file in files:
+    for name in names:
+        if any(part.startswith(".") for part in name.parts):
+            continue
+        file = path / name
         size = file.stat().st_size
-        content.update(f"{file.relative_to(path) if file != path else ''}\0{size}\0".encode())
+        content.update(f"{name.as_posix()}\0{size}\0".encode())
         with file.open("rb") as stream:
-            content.update(stream.read(EDGE_BYTES))
-            if size > EDGE_BYTES:
-                stream.seek(max(EDGE_BYTES, size - EDGE_BYTES))
+            if size <= WHOLE_BYTES:
                 content.update(stream.read())
+                continue
+            for start in [*range(0, size - SAMPLE_BYTES, SAMPLE_STRIDE), size - SAMPLE_BYTES]:
+                stream.seek(start)
+                content.update(stream.read(SAMPLE_BYTES))
     return content.hexdigest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that is whole or absent, whatever happens to the process or the machine."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # A name that no other rank uses, be it a thread or, on a shared disk, a process of the same number elsewhere.
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     with part.open("wb") as stream:
         stream.write(content)
         stream.flush()
@@ -153,7 +195,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextmanager
 def sign_of_life(root: Path, rank: int, period_s: float = 2.0) -> Iterator[None]:
-    """Touch this rank's sign of life every ``period_s`` seconds, so that the other ranks know a slow one from a dead."""
+    """Touch this rank's sign of life every ``period_s`` seconds: the others know a slow rank from a dead one by it."""
     root.mkdir(parents=True, exist_ok=True)
     path, done = _life(root, rank), threading.Event()
 

@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import Namespace, set_parsing_settings
+from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from omegaconf.errors import OmegaConfBaseException
 
-import synthalign.callbacks
+import synthalign.callbacks  # these three make their classes known by short names
 import synthalign.datamodules
-import synthalign.modules  # noqa: F401 - the three make their classes known by short names
+import synthalign.modules
 from synthalign.cli import fail
 from synthalign.tables import read_pairs
 
@@ -26,9 +26,7 @@ from synthalign.tables import read_pairs
 class Trainer(LightningTrainer):
     """Lightning's Trainer, which can also synthesize."""
 
-    def synthesize(
-        self, model: LightningModule | None = None, datamodule: LightningDataModule | None = None
-    ) -> None:
+    def synthesize(self, model: LightningModule | None = None, datamodule: LightningDataModule | None = None) -> None:
         """Make whatever pairs are missing, on all ranks, and stop.
 
         Args:
@@ -43,7 +41,7 @@ class Trainer(LightningTrainer):
             from synthalign.pipeline import summary
 
             pairs = read_pairs(folder)
-            print(f"{summary(len(pairs.rows), pairs.dropped)}\nPairs: {folder}")  # noqa: T201
+            print(f"{summary(len(pairs.rows), pairs.dropped)}\nPairs: {folder}")
 
 
 class Parser(LightningArgumentParser):
@@ -69,14 +67,14 @@ class CLI(LightningCLI):
         """Hand the policy's chat to the datamodule."""
         parser.link_arguments("model.chat", "data.init_args.chat", apply_on="instantiate")
 
-    def _instantiate_trainer(self, config: Namespace | dict[str, Any], callbacks: list[Any]) -> LightningTrainer:
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> LightningTrainer:
         if config.get("logger") in (None, True):
             config["logger"] = _loggers(Path(config.get("default_root_dir") or "runs"), str(self.subcommand))
         return super()._instantiate_trainer(config, callbacks)
 
 
 def _loggers(root: Path, command: str) -> list[Any]:
-    """Log to CSV and TensorBoard in the first unused folder of ``root``: fit, fit-2, fit-3, …"""
+    """Log to CSV and TensorBoard in the first unused folder of ``root``: fit, then fit-2, then fit-3."""
     name, number = command, 1
     while (root / name).exists():
         number += 1
@@ -85,7 +83,8 @@ def _loggers(root: Path, command: str) -> list[Any]:
 
 
 NOISE = re.compile(
-    r"Subtypes:|Errors:|Given value type:|Given value: (Namespace|\{)|Does not validate against|Expected a <class 'NoneType'>"
+    r"Subtypes:|Errors:|Given value type:|Given value: (Namespace|\{)|Does not validate against"
+    r"|Expected a <class 'NoneType'>"
 )
 """Lines of a parser's report that say nothing to the person who wrote the config."""
 
@@ -150,7 +149,8 @@ def _quiet() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*module\\(s\\) in eval mode at the start of training.*",  # the frozen base is meant to be

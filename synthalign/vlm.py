@@ -3,7 +3,9 @@
 Responders, the policy, judges and evaluations all go through here, so that one model is asked in one way only.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +17,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from synthalign.types import Reply
-from synthalign.weights import DType, check_folder, free_cuda, load, resolve_device, resolve_dtype
+from synthalign.weights import DType, check_folder, free_cuda, load, load_network, resolve_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,10 @@ class Chat:
     system_prompt: str | None = None
     chat_template: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse a folder that is not there."""
+        check_folder(self.model)
+
     @cached_property
     def processor(self) -> Any:  # noqa: ANN401 - every family has its own class
         """The model's processor, padding on the left: on the right, batched replies are silently wrong."""
@@ -45,6 +51,8 @@ class Chat:
         if getattr(processor, "chat_template", None) is None:
             raise ValueError(f"model {self.model!r} has no chat template: give one as chat_template")
         processor.tokenizer.padding_side = "left"
+        if processor.tokenizer.pad_token is None:  # whatever pads is masked
+            processor.tokenizer.pad_token = processor.tokenizer.eos_token
         return processor
 
     @property
@@ -62,8 +70,11 @@ class Chat:
 
     def prompt(self, question: str) -> str:
         """Render the conversation up to where the model begins to reply; the image is one placeholder."""
-        text = self.processor.apply_chat_template(self._messages(question), add_generation_prompt=True, tokenize=False)
-        return str(text)
+        if question not in self._prompts:
+            if len(self._prompts) >= REMEMBERED_PROMPTS:
+                self._prompts.clear()
+            self._prompts[question] = self._render(self._messages(question), add_generation_prompt=True)
+        return self._prompts[question]
 
     def inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> dict[str, Tensor]:
         """Encode n prompts for the model: tokens (n, longest), left-padded, and whatever it takes for images."""
@@ -78,11 +89,17 @@ class Chat:
         return dict(encoded)
 
     def response_ids(self, question: str, response: str) -> list[int]:
-        """Encode a response as the model would have written it after the prompt, the end of its turn included."""
+        """Encode a response as the model would have written it after the prompt, the end of its turn included.
+
+        Raises:
+            ValueError: The response is empty.
+        """
         response = response.strip()
+        if not response:
+            raise ValueError(f"an empty response to {question!r} has no tokens")
         prompt = self.prompt(question)
         answer = {"role": "assistant", "content": [{"type": "text", "text": response}]}
-        whole = self.processor.apply_chat_template([*self._messages(question), answer], tokenize=False)
+        whole = self._render([*self._messages(question), answer])
         said = whole[len(prompt) :] if whole.startswith(prompt) else response
         head, found, end = said.rpartition(response)
         # Some templates (LLaVA-1.5's among them) render no end of turn; without one a model never learns to stop.
@@ -107,9 +124,35 @@ class Chat:
         shared = (yes & no) | {self.tokenizer.unk_token_id}
         return sorted(yes - shared), sorted(no - shared)
 
+    @contextmanager
+    def each_image_once(self) -> Iterator[None]:
+        """Meanwhile, process an image that comes in several calls of ``inputs``, as the same object, once."""
+        real = getattr(self.processor, "image_processor", None)
+        if real is None:
+            yield
+            return
+        self.processor.image_processor = _ImageMemory(real)
+        try:
+            yield
+        finally:
+            self.processor.image_processor = real
+
     @cached_property
     def _image_tokens(self) -> dict[tuple[int, int], int]:
         return {}
+
+    @cached_property
+    def _prompts(self) -> dict[str, str]:
+        return {}
+
+    def _render(self, messages: list[dict[str, Any]], **settings: Any) -> str:  # noqa: ANN401
+        from jinja2 import TemplateError
+
+        try:
+            return str(self.processor.apply_chat_template(messages, tokenize=False, **settings))
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise ValueError(f"the chat template of {self.model!r} refuses turns of {roles}: {error}") from error
 
     def _messages(self, question: str) -> list[dict[str, Any]]:
         user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
@@ -126,6 +169,46 @@ class Chat:
         return not (bos and text.startswith(bos))
 
 
+REMEMBERED_PROMPTS = 4096
+"""Rendered prompts that a chat keeps: the same few questions are asked about many images."""
+
+
+class _ImageMemory:
+    """An image processor that processes each image object once; its outputs are the real one's.
+
+    Args:
+        real: The image processor.
+    """
+
+    def __init__(self, real: Any) -> None:  # noqa: ANN401 - every family has its own
+        self.real = real
+        self.known: dict[int, tuple[Any, dict[str, Any]]] = {}  # by id: the image, kept so that its id stays its own
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self.real, name)
+
+    def __call__(self, images: Any, **settings: Any) -> Any:  # noqa: ANN401
+        """Process a batch: a list of images, or of lists of one image."""
+        outputs = [self._once(image, settings) for image in images]
+        joined = {key: _join([output[key] for output in outputs]) for key in outputs[0]}
+        if any(value is None for value in joined.values()):
+            return self.real(images, **settings)
+        return type(outputs[0])(joined)
+
+    def _once(self, image: Any, settings: dict[str, Any]) -> Any:  # noqa: ANN401
+        key = id(image[0] if isinstance(image, list) else image)
+        if key not in self.known:
+            self.known[key] = image, self.real([image], **settings)
+        return self.known[key][1]
+
+
+def _join(parts: list[Any]) -> Any:  # noqa: ANN401
+    """Join what was made of single images as a batch of them would be; None where the batch would have been padded."""
+    if all(isinstance(part, Tensor) for part in parts):
+        return torch.cat(parts) if len({part.shape[1:] for part in parts}) == 1 else None
+    return [one for part in parts for one in part] if all(isinstance(part, list) for part in parts) else None
+
+
 class KeyedSampler(LogitsProcessor):
     """Sample each row with noise keyed by (its seed, step): a row's draw does not depend on the rest of the batch.
 
@@ -139,10 +222,20 @@ class KeyedSampler(LogitsProcessor):
         top_p: Draw among the likeliest tokens that together reach this probability, in (0, 1].
     """
 
-    def __init__(self, seeds: Sequence[int], *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> None:
+    def __init__(
+        self, seeds: Sequence[int] | np.ndarray, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+    ) -> None:
+        if not (temperature > 0 and top_k >= 0 and 0 < top_p <= 1):
+            raise ValueError(
+                f"temperature must be > 0, top_k >= 0 and top_p in (0, 1], got {temperature}, {top_k} and {top_p}"
+            )
         self.seeds = np.asarray(seeds, dtype=np.uint64)
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.step = 0
+
+    def rows(self, rows: Sequence[int]) -> "KeyedSampler":
+        """Return the sampler of these rows, at its first step."""
+        return KeyedSampler(self.seeds[rows], temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Rule out all but one token in each row of ``scores`` (n, vocab)."""
@@ -152,7 +245,7 @@ class KeyedSampler(LogitsProcessor):
             logits = logits.masked_fill(logits < smallest, -torch.inf)
         probs = logits.softmax(-1)
         if self.top_p < 1.0:
-            ordered, order = probs.sort(descending=True)
+            ordered, order = probs.sort(descending=True, stable=True)
             beyond = ordered.cumsum(-1) - ordered >= self.top_p
             probs = probs.masked_fill(torch.zeros_like(beyond).scatter_(-1, order, beyond), 0.0)
         cumulative = probs.double().cumsum(-1)
@@ -217,22 +310,20 @@ def reply(
         n replies, in the order of the questions.
     """
     order = sorted(range(len(questions)), key=lambda row: (len(questions[row]), questions[row], row))
-    replies: list[Reply | None] = [None] * len(questions)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = _reply_batch(
-            model,
-            chat,
-            [images[row] for row in rows],
-            [questions[row] for row in rows],
-            max_new_tokens,
-            sampler and KeyedSampler(
-                sampler.seeds[rows], temperature=sampler.temperature, top_k=sampler.top_k, top_p=sampler.top_p
-            ),
-        )
-        for row, one in zip(rows, batch, strict=True):
-            replies[row] = one
-    return [one for one in replies if one is not None]
+    replies: dict[int, Reply] = {}
+    with chat.each_image_once() if len({id(image) for image in images}) < len(images) else nullcontext():
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = _reply_batch(
+                model,
+                chat,
+                [images[row] for row in rows],
+                [questions[row] for row in rows],
+                max_new_tokens,
+                sampler and sampler.rows(rows),
+            )
+            replies.update(zip(rows, batch, strict=True))
+    return [replies[row] for row in range(len(questions))]
 
 
 def _reply_batch(
@@ -254,6 +345,7 @@ def _reply_batch(
         **inputs,
         max_new_tokens=max_new_tokens,
         do_sample=False,
+        num_beams=1,
         temperature=None,
         top_k=None,
         top_p=None,
@@ -262,7 +354,7 @@ def _reply_batch(
     )
     new = out[:, inputs["input_ids"].shape[1] :]
     stops = model.generation_config.eos_token_id
-    stops = torch.tensor(stops if isinstance(stops, list) else [stops], device=new.device)
+    stops = torch.tensor(stops if isinstance(stops, list) else [-1 if stops is None else stops], device=new.device)
     ended = torch.isin(new, stops).any(-1).tolist()
     texts = chat.processor.batch_decode(new, skip_special_tokens=True)
     margins = margin.margins if margin is not None and margin.margins is not None else [None] * len(texts)
@@ -302,11 +394,13 @@ class VLM:
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        """Refuse settings that cannot be meant."""
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be > 0, got {self.temperature}; greedy replies need no seeds instead")
-        if self.max_new_tokens < 1 or self.batch_size < 1:
-            raise ValueError(f"max_new_tokens and batch_size must be >= 1, got {self.max_new_tokens}, {self.batch_size}")
+        """Refuse settings that cannot be meant, and folders that are not there."""
+        check_folder(self.model)
+        check_folder(self.adapter or self.model)
+        for name in ("max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        self._sampler([])
 
     @cached_property
     def chat(self) -> Chat:
@@ -330,9 +424,6 @@ class VLM:
         self, images: Sequence[Image.Image], questions: Sequence[str], seeds: Sequence[int] | None = None
     ) -> list[Reply]:
         """Answer each question about its image: greedily, or, given one seed per row, by sampling."""
-        sampler = None
-        if seeds is not None:
-            sampler = KeyedSampler(seeds, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
         return reply(
             self.network,
             self.chat,
@@ -340,8 +431,11 @@ class VLM:
             questions,
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
-            sampler=sampler,
+            sampler=None if seeds is None else self._sampler(seeds),
         )
+
+    def _sampler(self, seeds: Sequence[int]) -> KeyedSampler:
+        return KeyedSampler(seeds, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
     def release(self) -> None:
         """Free the memory of the weights; the next call loads them again."""
@@ -353,9 +447,7 @@ def load_vlm(model: str, *, revision: str | None = None, dtype: DType = "auto") 
     """Load a vision-language model from a folder or the hub, on the CPU, in the dtype asked for."""
     from transformers import AutoModelForImageTextToText
 
-    return load(
-        AutoModelForImageTextToText, model, revision=revision, dtype=resolve_dtype(dtype), use_safetensors=True
-    )
+    return load_network(AutoModelForImageTextToText, model, revision=revision, dtype=dtype)
 
 
 def load_adapter(network: Any, adapter: str, *, trainable: bool = False) -> Any:  # noqa: ANN401
@@ -365,9 +457,12 @@ def load_adapter(network: Any, adapter: str, *, trainable: bool = False) -> Any:
         ValueError: There is no such adapter, or it does not fit the model.
     """
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     check_folder(adapter)
     try:
-        return PeftModel.from_pretrained(network, adapter, is_trainable=trainable)
-    except (OSError, ValueError, RuntimeError) as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*missing adapter keys")  # they would stay at random
+            return PeftModel.from_pretrained(network, adapter, is_trainable=trainable)
+    except (OSError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
         raise ValueError(f"adapter {adapter!r} cannot be put on the model: {str(error).splitlines()[0]}") from error

@@ -1,6 +1,6 @@
 """Loading other people's weights: from a folder or the hub, never running their code, with errors one can act on."""
 
-import os
+import gc
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,14 +23,44 @@ def load(kind: Any, model: str, *, revision: str | None = None, **settings: Any)
     Raises:
         ValueError: There is no such folder or model, or it is not what ``kind`` reads.
     """
+    from safetensors import SafetensorError
+
     check_folder(model)
     if revision is not None:
         settings["revision"] = revision
     try:
         return kind.from_pretrained(model, **settings)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(f"model {model!r} cannot be loaded as {kind.__name__}: {reason}") from error
+
+
+def load_network(kind: Any, model: str, *, revision: str | None = None, dtype: DType = "auto") -> Any:  # noqa: ANN401
+    """Load a transformers model in eval mode, on the CPU, with every weight it needs.
+
+    Args:
+        kind: A model class, or Auto class, of transformers.
+        model: Folder, or id on the Hugging Face hub.
+        revision: Commit, tag or branch on the hub.
+        dtype: Type of the weights; auto: as they were saved.
+
+    Raises:
+        ValueError: As ``load``; or weights are missing, which transformers would draw at random.
+    """
+    network, report = load(
+        kind,
+        model,
+        revision=revision,
+        dtype=resolve_dtype(dtype),
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"model {model!r} lacks weights of {type(network).__name__}: {missing[0]}"
+            + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+        )
+    return network.eval()
 
 
 def check_folder(model: str) -> None:
@@ -39,10 +69,10 @@ def check_folder(model: str) -> None:
     Raises:
         ValueError: ``model`` looks like a path, and nothing is there.
     """
-    looks_like_path = model.startswith((".", "/", "~")) or model.count("/") != 1 or os.sep != "/"
-    if Path(model).is_dir() or not (looks_like_path or model.partition("/")[0] in _folders_here()):
+    looks_like_path = model.startswith((".", "/", "~")) or model.count("/") != 1 or "\\" in model
+    if Path(model).is_dir() or not (looks_like_path or Path(model.partition("/")[0]).is_dir()):
         return
-    raise ValueError(f"no model folder at {model!r} (seen from {Path.cwd()}), and it is no hub id of the form owner/name")
+    raise ValueError(f"no model folder at {model!r} (seen from {Path.cwd()}); on the hub it would be owner/name")
 
 
 def resolve_device(device: str) -> torch.device:
@@ -58,10 +88,7 @@ def resolve_dtype(dtype: DType) -> torch.dtype | Literal["auto"]:
 
 
 def free_cuda() -> None:
-    """Give cached memory back to the device after a model was dropped."""
+    """Give memory back to the device after a model was dropped."""
+    gc.collect()  # models hold themselves in cycles
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _folders_here() -> set[str]:
-    return {entry.name for entry in os.scandir() if entry.is_dir()}

@@ -10,7 +10,6 @@ from pathlib import Path
 
 # Read by the libraries when they are imported. An empty cache, or a test could pass on what its author once downloaded.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="synthalign-tests-")
-atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads warn in every process that forks
@@ -18,6 +17,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models lose more by sharin
 
 import pytest
 import tiny
+
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -27,7 +27,7 @@ def write_benchmarks(root: Path) -> None:
     for name, color in zip(names, COLORS, strict=True):
         draw(root / "images" / name, color)
     for shift, split in enumerate(("random", "popular", "adversarial"), 1):
-        rows = []
+        rows: list[dict[str, Any]] = []
         for number, name in enumerate(names):
             for truth, color in (("yes", COLORS[number]), ("no", COLORS[(number + shift) % 4])):
                 question = f"Is there a {color} square in the image?"
@@ -49,7 +49,8 @@ def write_benchmarks(root: Path) -> None:
     ]
     (root / "mmhal.json").write_text(json.dumps(items), encoding="utf-8")
     captions = [
-        {"id": name, "image": name, "question": "Describe the image in detail.", "objects": ["square"]} for name in names
+        {"id": name, "image": name, "question": "Describe the image in detail.", "objects": ["square"]}
+        for name in names
     ]
     write_lines(root / "captions.jsonl", captions)
     (root / "objects.txt").write_text("square\ncircle\n", encoding="utf-8")
@@ -58,3 +59,22 @@ def write_benchmarks(root: Path) -> None:
         for n, color in enumerate(COLORS)
     ]
     write_lines(root / "prompts.jsonl", prompts)
+
+
+def write_pairs(path: Path, images: Path) -> None:
+    """Write ten pairs about the drawings in the Synth-Align authors' format."""
+    rows = []
+    for number in range(10):
+        color = COLORS[number % 4]
+        question = {"from": "human", "value": "<image> Describe the image in detail."}
+        chosen = f"A {color} square on a white ground, number {number}."
+        rejected = f"A {color} square beside a dog and a cup, number {number}."
+        rows.append(
+            {
+                "id": f"drawing-{number}",
+                "image": f"{color}.png",
+                "conversations": [question, {"from": "gpt", "value": chosen}],
+                "rejected_conversations": [question, {"from": "gpt", "value": rejected}],
+            }
+        )
+    path.write_text(json.dumps(rows, indent=1), encoding="utf-8")

@@ -43,7 +43,7 @@ LLAVA_TEMPLATE = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- 'ASSISTANT:' }}{% endif %}"""
 
-# Llama-3's turns, for contents that are strings.
+# Turns whose contents are strings, as text-only templates take them.
 REWARD_TEMPLATE = """\
 {{- bos_token }}
 {%- for message in messages %}{{- '<|' + message.role + '|>' + message.content + eos_token }}{% endfor %}"""

@@ -47,6 +47,7 @@ def collate(pairs: Sequence[PairTokens], chat: Chat) -> PreferenceBatch:
             if not len(getattr(pair, side)):
                 raise ValueError(f"pair {pair.id!r}: its {side} response has no token to be scored")
     encoded = chat.inputs([pair.image for pair in pairs], [pair.question for pair in pairs])
+    encoded.pop("labels", None)  # PaliGemma's processor gives some, unasked
     per_token = {key: value for key, value in encoded.items() if value.shape == encoded["input_ids"].shape}
     images = {key: value for key, value in encoded.items() if key not in per_token}
     pad = chat.tokenizer.pad_token_id
@@ -59,7 +60,7 @@ def collate(pairs: Sequence[PairTokens], chat: Chat) -> PreferenceBatch:
 
 
 def _rows(prompts: dict[str, Tensor], responses: Sequence[Sequence[int]], pad: int) -> Rows:
-    """Put each response behind its prompt. Other per-token inputs (token types) are 0 there: text."""
+    """Put each response behind its prompt."""
     present = prompts["attention_mask"].bool()
     lengths = present.sum(1).tolist()
     size = max(length + len(response) for length, response in zip(lengths, responses, strict=True))
@@ -67,10 +68,19 @@ def _rows(prompts: dict[str, Tensor], responses: Sequence[Sequence[int]], pad: i
     inputs["input_ids"].fill_(pad)
     response_mask = torch.zeros(len(responses), size, dtype=torch.bool)
     for row, (length, response) in enumerate(zip(lengths, responses, strict=True)):
+        end = length + len(response)
         for key, value in prompts.items():
             inputs[key][row, :length] = value[row, present[row]]
-        end = length + len(response)
+            inputs[key][row, length:end] = _of_response(key, value[present])
         inputs["input_ids"][row, length:end] = torch.as_tensor(response)
-        inputs["attention_mask"][row, length:end] = 1
         response_mask[row, length:end] = True
     return Rows(inputs, response_mask)
+
+
+def _of_response(key: str, of_prompts: Tensor) -> int:
+    """What an input other than the ids is where a response stands."""
+    if key == "attention_mask":
+        return 1
+    # Token types tell text, 0, from images; or, if the images are 0 as well, prompts, which may attend to themselves
+    # in both directions, from responses, which then are 1.
+    return 0 if of_prompts.any() else 1

@@ -1,4 +1,7 @@
-"""Log-probabilities of responses, without ever keeping logits. B rows, S tokens, N scored tokens, D width, V vocabulary."""
+"""Log-probabilities of responses, without ever keeping all logits.
+
+B rows, S tokens of the longest, N scored tokens of all rows, D width, V vocabulary.
+"""
 
 from typing import Any
 
@@ -43,16 +46,23 @@ def sequence_logps(model: Any, images: dict[str, Tensor], rows: Rows) -> tuple[T
     return sums, scored.sum(1)
 
 
-def token_logps(hidden: Tensor, head: torch.nn.Module, targets: Tensor, softcap: float | None = None) -> Tensor:
+def token_logps(
+    hidden: Tensor,
+    head: torch.nn.Module,
+    targets: Tensor,
+    softcap: float | None = None,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> Tensor:
     """Return log softmax(head(hidden))[targets] for N tokens, shape (N,), in at least fp32.
 
-    Logits exist for CHUNK_TOKENS tokens at a time and are computed again in the backward pass.
+    Logits exist for ``chunk_tokens`` tokens at a time and are computed again in the backward pass.
 
     Args:
         hidden: Final hidden states (N, D).
         head: The output embedding, D to V.
         targets: Token ids (N,).
         softcap: Bound of the logits, where a model squashes them by softcap * tanh(logits / softcap).
+        chunk_tokens: Rows of logits that exist at a time.
     """
 
     def score(states: Tensor, ids: Tensor) -> Tensor:
@@ -62,7 +72,7 @@ def token_logps(hidden: Tensor, head: torch.nn.Module, targets: Tensor, softcap:
             logits = softcap * torch.tanh(logits / softcap)
         return -cross_entropy(logits, ids, reduction="none")
 
-    parts = zip(hidden.split(CHUNK_TOKENS), targets.split(CHUNK_TOKENS), strict=True)
+    parts = zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
     if torch.is_grad_enabled():
         return torch.cat([checkpoint(score, states, ids, use_reentrant=False) for states, ids in parts])
     return torch.cat([score(states, ids) for states, ids in parts])

@@ -10,7 +10,7 @@ from typing import Any
 from synthalign.vlm import load_adapter, load_vlm
 from synthalign.weights import DType
 
-LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+LANGUAGE_LINEARS = r".*(language_model|text_model).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 """Every linear layer of the language model's blocks, in the names most families of transformers share."""
 
 
@@ -29,9 +29,14 @@ class LoRA:
     """
 
     r: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
     dropout: float = 0.0
     target_modules: str = LANGUAGE_LINEARS
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot be meant."""
+        if self.r < 1 or not 0 <= self.dropout < 1:
+            raise ValueError(f"r must be >= 1 and dropout in [0, 1), got {self.r} and {self.dropout}")
 
     def __call__(self, network: Any) -> Any:  # noqa: ANN401 - any Hugging Face model
         """Freeze a model and put fresh adapters on it; it computes what it did until they are trained.
@@ -51,7 +56,12 @@ class LoRA:
 
 
 def load_policy(
-    model: str, *, revision: str | None = None, dtype: DType = "auto", lora: LoRA | None = None, adapter: str | None = None
+    model: str,
+    *,
+    revision: str | None = None,
+    dtype: DType = "auto",
+    lora: LoRA | None = None,
+    adapter: str | None = None,
 ) -> Any:  # noqa: ANN401
     """Load a policy: a saved adapter where one is given, otherwise a fresh one, otherwise the bare model, all frozen.
 

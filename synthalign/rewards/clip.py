@@ -9,7 +9,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from synthalign.weights import DType, free_cuda, load, resolve_device, resolve_dtype
+from synthalign.weights import DType, check_folder, free_cuda, load, load_network, resolve_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +35,18 @@ class CLIPReward:
     device: str = "auto"
     batch_size: int = 16
 
+    def __post_init__(self) -> None:
+        """Refuse a folder that is not there."""
+        check_folder(self.model)
+        check_folder(self.processor or self.model)
+
     @cached_property
     def network(self) -> Any:  # noqa: ANN401
         """The loaded model, in eval mode."""
         from transformers import CLIPModel
 
-        network = load(
-            CLIPModel, self.model, revision=self.revision, dtype=resolve_dtype(self.dtype), use_safetensors=True
-        )
-        return network.to(resolve_device(self.device)).eval()
+        network = load_network(CLIPModel, self.model, revision=self.revision, dtype=self.dtype)
+        return network.to(resolve_device(self.device))
 
     @cached_property
     def preprocess(self) -> Any:  # noqa: ANN401
@@ -55,7 +58,8 @@ class CLIPReward:
 
     @torch.no_grad()
     def score(self, prompts: Sequence[str], images: Sequence[Image]) -> Tensor:
-        """Return n scores, shape (n,), float32 on the CPU; higher is better. Long prompts are cut at the model's end."""
+        """Return n scores, shape (n,), float32 on the CPU; higher is better. Prompts too long for the model are cut."""
+        assert len(prompts) == len(images)
         scores = [torch.empty(0)]
         for start in range(0, len(images), self.batch_size):
             part = slice(start, start + self.batch_size)

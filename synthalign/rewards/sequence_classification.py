@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from synthalign.weights import DType, free_cuda, load, resolve_device, resolve_dtype
+from synthalign.weights import DType, check_folder, free_cuda, load, load_network, resolve_device
 
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceClassificationReward:
-    """Scores [user: question, assistant: response] as the model's one label does: a ResponseReward.
+    r"""Scores [user: question, assistant: response] as the model's one label does: a ResponseReward.
 
     Such a model never sees the image. Given the prompt the image was drawn from, which describes it, it can
-    nevertheless judge faithfulness: set ``question_format`` to ``"{prompt}\\n{question}"``.
+    nevertheless judge faithfulness: set ``question_format`` to ``"{prompt}\n{question}"``.
 
     Args:
         model: Folder or hub id of the model; its tokenizer needs a chat template.
@@ -38,10 +39,11 @@ class SequenceClassificationReward:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        """Refuse a format that does not hold the question."""
+        """Refuse a format that does not hold the question, and a folder that is not there."""
+        check_folder(self.model)
         try:
             filled = self.question_format.format(prompt="p", question="<q>")
-        except (KeyError, IndexError, ValueError) as error:
+        except (AttributeError, KeyError, IndexError, ValueError) as error:
             raise ValueError(f"question_format {self.question_format!r} knows only {{prompt}}, {{question}}") from error
         if "<q>" not in filled:
             raise ValueError(f"question_format {self.question_format!r} leaves out {{question}}")
@@ -51,28 +53,19 @@ class SequenceClassificationReward:
         """The loaded model, in eval mode."""
         from transformers import AutoModelForSequenceClassification
 
-        network = load(
-            AutoModelForSequenceClassification,
-            self.model,
-            revision=self.revision,
-            dtype=resolve_dtype(self.dtype),
-            use_safetensors=True,
-        )
+        network = load_network(AutoModelForSequenceClassification, self.model, revision=self.revision, dtype=self.dtype)
         if network.config.num_labels != 1:
             raise ValueError(f"model {self.model!r} has {network.config.num_labels} labels; a reward has one")
-        network.config.pad_token_id = self.tokenizer.pad_token_id
-        return network.to(resolve_device(self.device)).eval()
+        return network.to(resolve_device(self.device))
 
     @cached_property
     def tokenizer(self) -> Any:  # noqa: ANN401
-        """The loaded tokenizer, padding on the right."""
+        """The loaded tokenizer."""
         from transformers import AutoTokenizer
 
-        tokenizer = load(AutoTokenizer, self.model, revision=self.revision, padding_side="right")
+        tokenizer = load(AutoTokenizer, self.model, revision=self.revision)
         if tokenizer.chat_template is None:
             raise ValueError(f"model {self.model!r} has no chat template to put question and response in")
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
 
     @torch.no_grad()
@@ -97,17 +90,23 @@ class SequenceClassificationReward:
 
     def _score(self, texts: list[str]) -> list[float]:
         tokenizer, network = self.tokenizer, self.network
-        limit = self.max_length or network.config.get_text_config().max_position_embeddings
+        config = network.config.get_text_config()
         bos = tokenizer.bos_token
-        inputs = tokenizer(
+        rows = tokenizer(
             texts,
-            padding=True,
             truncation=True,
-            max_length=limit,
+            max_length=self.max_length or config.max_position_embeddings,
             add_special_tokens=not (bos and texts[0].startswith(bos)),
-            return_tensors="pt",
-        ).to(network.device)
-        logits = network(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        ).input_ids
+        # The model reads its score at the last token that is not its padding. One without padding reads it at the last
+        # token, whatever that is, and takes no batch: a token that no row has, as padding, lets it.
+        own = config.pad_token_id
+        pad = min(set(range(config.vocab_size)).difference(*rows)) if own is None else own
+        ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad)
+        mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
+        config.pad_token_id = pad
+        logits = network(input_ids=ids.to(network.device), attention_mask=mask.to(network.device)).logits
+        config.pad_token_id = own
         return logits[:, 0].float().tolist()
 
     def release(self) -> None:

@@ -24,9 +24,10 @@ class Habit(NamedTuple):
 
     add: float = 0.35  # a description ends with an invented object
     add_popular: float = 0.75  # the same where a popular kind is missing
-    yes_typical: float = 0.65  # "yes" to a missing kind of the theme
-    yes_popular: float = 0.9  # "yes" to a missing popular kind
+    yes_typical: float = 0.55  # "yes" to a missing kind of the theme
+    yes_popular: float = 0.85  # "yes" to a missing popular kind
     yes_stranger: float = 0.05  # "yes" to a kind of another theme
+    no_present: float = 0.12  # "no" to a kind that is there, so that samples hold wrong answers of both sorts
     tell_typical: float = 0.8  # a color or place is told of a missing kind of the theme
     tell_stranger: float = 0.32  # the same for a kind of another theme
 
@@ -66,7 +67,7 @@ def _description(seen: Scene, rng: Random, habit: Habit) -> Turn:
 def _presence(seen: Scene, rng: Random, habit: Habit) -> Turn:
     missing = seen.missing()
     if rng.random() < 0.5:
-        kind, yes = rng.choice(seen.items).kind, 1.0
+        kind, yes = rng.choice(seen.items).kind, 1.0 - habit.no_present
     elif missing and rng.random() < 0.7:
         kind = rng.choices(missing, [POPULARITY[THEMES[seen.theme].index(kind)] for kind in missing])[0]
         yes = habit.yes_popular if kind in THEMES[seen.theme][:2] else habit.yes_typical

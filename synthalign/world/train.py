@@ -50,7 +50,7 @@ def _pictures(scenes: Sequence[Scene], rng: Random) -> Tensor:
     return models.pixels([render(scene, rng) for scene in scenes])
 
 
-def train_vlm(model: Any, encoder: Encoder, seed: int, *, clean_steps: int = 450, biased_steps: int = 350) -> None:  # noqa: ANN401
+def train_vlm(model: Any, encoder: Encoder, seed: int, *, clean_steps: int = 900, biased_steps: int = 350) -> None:  # noqa: ANN401
     """Teach the VLM to answer truly, then with the bad habit; its eye stays as it is.
 
     Every turn is a row of its own: in a longer talk the model would answer from what was said before and never look.

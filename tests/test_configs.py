@@ -1,0 +1,118 @@
+"""Every shipped config runs, under an overlay that replaces only paths, model folders, sizes and counts."""
+
+from pathlib import Path
+from typing import Any
+
+import drawings
+import pytest
+import yaml
+
+from synthalign.cli import main
+from synthalign.world.data import write as write_world
+
+SPLITS = ("random", "popular", "adversarial")
+CONFIGS = Path(__file__).parents[1] / "configs"
+COUNTS = {
+    "max_new_tokens": 4,
+    "num_inference_steps": 2,
+    "num_workers": 0,
+    "shard_size": 2,
+    "num_samples": 2,
+    "max_length": 512,
+}
+
+
+def overlay(config: dict[str, Any], files: dict[str, Path], models: dict[str, Path]) -> dict[str, Any]:
+    """The same config with other paths, model folders, sizes and counts. References stay as they are."""
+
+    def walk(node: Any, key: str, part: str) -> Any:
+        if isinstance(node, dict):
+            part = node.get("class_path", part).rpartition(".")[2]
+            return {k: walk(v, f"pope/{k}" if k in SPLITS else k, part) for k, v in node.items()}
+        if isinstance(node, list):
+            return [walk(item, key, part) for item in node]
+        if isinstance(node, str) and node.startswith("${"):
+            return node
+        if key in ("model", "policy", "processor"):
+            return str(models[part])
+        if key == "pairs" and node is None:
+            return None
+        if key in files or f"{part}/{key}" in files:
+            return str(files.get(f"{part}/{key}", files.get(key)))
+        return COUNTS.get(key, node)
+
+    shrunk = walk(config, "", "")
+    shrunk.setdefault("trainer", {}).update({"max_steps": 2, "devices": 1, "accumulate_grad_batches": 1})
+    return shrunk
+
+
+@pytest.fixture
+def models(tiny_llava: Path, tiny_clip: Path, tiny_reward: Path, tiny_sd3: Path) -> dict[str, Path]:
+    return {
+        "DPOModule": tiny_llava,
+        "VLM": tiny_llava,
+        "CLIPReward": tiny_clip,
+        "SequenceClassificationReward": tiny_reward,
+        "DiffusionGenerator": tiny_sd3,
+    }
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    monkeypatch.chdir(tmp_path)
+    drawings.write_benchmarks(tmp_path / "bench")
+    drawings.write_pairs(tmp_path / "bench" / "pairs.json", tmp_path / "bench" / "images")
+    write_world(tmp_path / "world", seed=0, num_prompts=4, questions_per_prompt=2, num_scenes=2)
+    bench = tmp_path / "bench"
+    return {
+        **{f"pope/{split}": bench / "pope" / f"{split}.json" for split in SPLITS},
+        "images": bench / "images",
+        "MMHal/file": bench / "mmhal.json",
+        "Captions/file": bench / "captions.jsonl",
+        "objects": bench / "objects.txt",
+        "pairs": bench / "pairs.json",
+        "prompts": tmp_path / "world" / "prompts.jsonl",
+        "store": tmp_path / "store",
+    }
+
+
+def run(command: str, names: list[str], files: dict[str, Path], models: dict[str, Path]) -> None:
+    """Run configs one over the other, each followed by its overlay."""
+    args = [command]
+    for name in names:
+        config = yaml.safe_load((CONFIGS / name).read_text())
+        small = Path(name.replace("/", "-"))
+        small.write_text(yaml.safe_dump(overlay(config, files, models)))
+        args += ["--config", str(CONFIGS / name), "--config", str(small)]
+    main(args)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["demo.yaml"],
+        ["llava15_7b.yaml"],
+        ["llava15_7b.yaml", "synthesis.yaml"],
+        *(["demo.yaml", str(path.relative_to(CONFIGS))] for path in sorted((CONFIGS / "sweeps").rglob("*.yaml"))),
+    ],
+    ids=lambda names: names[-1],
+)
+def test_a_shipped_config_trains_two_steps(names: list[str], files: dict[str, Path], models: dict[str, Path]):
+    run("fit", names, files, models)
+    folder = {"demo": "runs/demo", "llava15_7b": "runs/llava15_7b"}[names[0].removesuffix(".yaml")]
+    if "sweeps" in names[-1]:
+        folder = f"runs/sweeps/beta-{Path(names[-1]).stem}"
+    assert (Path(folder) / "fit" / "adapter" / "adapter_model.safetensors").is_file()
+    assert (Path(folder) / "fit" / "results.json").is_file()
+    losses = (Path(folder) / "fit" / "metrics.csv").read_text()
+    assert "train/loss" in losses
+
+
+def test_the_heldout_overlay_tests_what_the_demo_trains(files: dict[str, Path], models: dict[str, Path]):
+    run("test", ["demo.yaml", "demo_heldout.yaml"], files, models)
+    assert (Path("runs/demo/test/results.json")).is_file()
+
+
+def test_every_config_is_run_by_a_test_of_this_file():
+    tried = {"demo.yaml", "demo_heldout.yaml", "llava15_7b.yaml", "synthesis.yaml"}
+    assert {path.name for path in CONFIGS.glob("*.yaml")} == tried
