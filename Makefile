@@ -14,9 +14,11 @@ help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.run ## align a small model in a small world, offline: images, pairs, training, evaluation
-	@$(BIN)/synthalign world $(DEMO)/world
+	@rm -rf $(DEMO)/fit $(DEMO)/test
+	@$(BIN)/synthalign world $(DEMO)/world --num-scenes 150
 	@$(BIN)/synthalign fit --config configs/demo.yaml
-	@$(BIN)/synthalign test --config configs/demo.yaml --model.init_args.adapter $(DEMO)/fit/adapter
+	@$(BIN)/synthalign test --config configs/demo.yaml --config configs/demo_heldout.yaml \
+		--model.init_args.adapter $(DEMO)/fit/adapter
 
 test: $(VENV)/.dev ## run the tests, without network or GPU
 	@$(BIN)/python -m pytest

@@ -31,7 +31,7 @@ class LengthGroupedBatches:
     ) -> None:
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self.rank, self.world_size, self.epoch = rank, world_size, 0
-        self.first = 0  # batch of the next epoch to begin with: not 0 where a run goes on inside an epoch
+        self.done = (0, 0)  # an epoch, and how many of its batches a run that goes on has seen already
 
     @property
     def sampler(self) -> "LengthGroupedBatches":
@@ -57,8 +57,13 @@ class LengthGroupedBatches:
             batches += [alike[at : at + self.batch_size] for at in range(0, len(alike), self.batch_size)]
         shuffled = [batches[i] for i in torch.randperm(len(batches), generator=noise).tolist()]
         own = shuffled[self.rank : len(self) * self.world_size : self.world_size]
-        first, self.first = self.first, 0
-        yield from own[first:]
+        yield from own[self.first :]
+
+    @property
+    def first(self) -> int:
+        """The batch that the epoch begins with."""
+        epoch, seen = self.done
+        return seen if epoch == self.epoch else 0
 
 
 class TrainingLoader(DataLoader[Any]):
@@ -79,12 +84,12 @@ class TrainingLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Say how many batches of the epoch were given."""
-        return {"given": self.given % len(self)}
+        """Say how many batches of which epoch were given."""
+        return {"epoch": self.batch_sampler.epoch, "given": self.given}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on after as many batches."""
-        self.batch_sampler.first = state_dict["given"]
+        """Go on after as many batches of that epoch; the others are whole."""
+        self.batch_sampler.done = (state_dict["epoch"], state_dict["given"])
 
 
 def even_batches(lengths: Sequence[int], batch_size: int, *, rank: int = 0, world_size: int = 1) -> list[list[int]]:

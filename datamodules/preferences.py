@@ -84,19 +84,19 @@ class SyntheticPreferenceDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Under ``fit``, make or read the pairs; ``validate`` only reads them; ``test`` needs none."""
-        if stage == "fit" and self.train_set is None:
-            made = None
-            if self.synthesis is not None:
-                with isolate_rng():  # the policy's adapter starts alike, whether or not there was anything to make
-                    made = self.synthesize()
-                if self.trainer is not None:  # everything has landed by now, but for the first rank's list of it
-                    self.trainer.strategy.barrier("pairs")
-            self._split(self._read(made))
-        elif stage == "validate" and self.train_set is None:
-            self._split(self._read(self._landed() if self.synthesis is not None else None))
+        if stage == "test" or self.train_set is not None:
+            return
+        if self.synthesis is None:
+            self._split(self._existing())
+        elif stage == "fit":
+            with isolate_rng(include_cuda=False):  # a fresh adapter is the same, whether pairs were missing or not
+                table = self.synthesize()
+            self._split(read_pairs(table))
+        else:
+            self._split(read_pairs(self._landed()))
 
     def synthesize(self) -> Path:
-        """Make whatever pairs are missing and return their folder.
+        """Make whatever pairs are missing and return their table.
 
         Raises:
             ValueError: There is no recipe.
@@ -112,14 +112,12 @@ class SyntheticPreferenceDataModule(LightningDataModule):
 
     def _landed(self) -> Path:
         assert self.synthesis is not None
-        landing = self.synthesis.stages[-1].landing
-        if any(not landing.has(shard) for shard in self.synthesis.stages[-1].shards):
-            raise ValueError(f"the pairs are not made yet ({landing.folder}): run `synthalign synthesize` first")
-        return landing.folder
+        table = self.synthesis.table
+        if not table.is_file():
+            raise ValueError(f"the pairs are not made yet (there is no {table}): run `synthalign synthesize` first")
+        return table
 
-    def _read(self, made: Path | None) -> PairSet:
-        if made is not None:
-            return read_pairs(made)
+    def _existing(self) -> PairSet:
         if self.pairs is None:
             raise ValueError("there is nothing to train on: give the datamodule synthesis or pairs")
         return read_pairs(Path(self.pairs), None if self.images is None else Path(self.images))
@@ -199,6 +197,7 @@ class SyntheticPreferenceDataModule(LightningDataModule):
         self._loader = TrainingLoader(self.train_set, batch_sampler=batches, **self._settings)
         if self._resumed:
             self._loader.load_state_dict(self._resumed)
+            self._resumed = {}
         return self._loader
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:

@@ -26,6 +26,9 @@ class DPOModule(LightningModule):
 
     The frozen reference is the same weights with the adapters off, so no second model is in memory.
 
+    Logged are the figures of synthalign.dpo.figures: under ``train/`` the mean over all pairs of an optimizer step, be
+    they in one batch, in several that are accumulated, or on several ranks; under ``val/`` over all held-out pairs.
+
     Args:
         policy: Folder or hub id of the model to align.
         loss: The preference loss, such as synthalign.dpo.losses.DPO.

@@ -70,10 +70,6 @@ class DiffusionGenerator:
             **({"variant": self.variant} if self.variant else {}),
             **dict.fromkeys(self.without),
         )
-        if unknown := sorted(set(self.without) - set(pipeline.components)):
-            raise ValueError(
-                f"model {self.model!r} has no {unknown[0]} to leave out, but {sorted(pipeline.components)}"
-            )
         if self.negative_prompt and not _takes_negatives(pipeline):
             raise ValueError(f"{type(pipeline).__name__} takes no negative_prompt, got {self.negative_prompt!r}")
         pipeline.set_progress_bar_config(disable=True)

@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,6 +108,10 @@ class Synthesis:
             raise ValueError("a pair needs two responses: raise num_samples or add a responder")
         if self.greedy and self.num_samples > 1:
             raise ValueError(f"greedy responses are all alike: num_samples must be 1, got {self.num_samples}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Go to another process as the settings alone; whatever is cached, it finds out by itself."""
+        return {setting.name: getattr(self, setting.name) for setting in fields(self)}
 
     def run(self, rank: int = 0, world_size: int = 1) -> Path:
         """Make whatever is missing, this rank its own shards, and wait for the other ranks'.

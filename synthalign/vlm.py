@@ -189,6 +189,8 @@ class _ImageMemory:
 
     def __call__(self, images: Any, **settings: Any) -> Any:  # noqa: ANN401
         """Process a batch: a list of images, or of lists of one image."""
+        if any(isinstance(image, list) and len(image) != 1 for image in images):
+            return self.real(images, **settings)
         outputs = [self._once(image, settings) for image in images]
         joined = {key: _join([output[key] for output in outputs]) for key in outputs[0]}
         if any(value is None for value in joined.values()):

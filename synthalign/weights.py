@@ -29,7 +29,8 @@ def load(kind: Any, model: str, *, revision: str | None = None, **settings: Any)
     if revision is not None:
         settings["revision"] = revision
     try:
-        return kind.from_pretrained(model, **settings)
+        # Left out, transformers would ask for it where there is a terminal.
+        return kind.from_pretrained(model, trust_remote_code=False, **settings)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(f"model {model!r} cannot be loaded as {kind.__name__}: {reason}") from error

@@ -38,7 +38,7 @@ def test_a_target_installs_what_it_needs_before_it_runs(target, tmp_path):
 
 def test_the_files_that_make_runs_are_there():
     named = set(re.findall(r"\b((?:configs|benchmarks)/\S+\.(?:py|yaml))", (ROOT / "Makefile").read_text("utf-8")))
-    assert named == {"benchmarks/prove.py", "configs/demo.yaml"}
+    assert named == {"benchmarks/prove.py", "configs/demo.yaml", "configs/demo_heldout.yaml"}
     assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
 
 

@@ -122,12 +122,12 @@ def test_every_pin_fits_its_range():
 
 @pytest.mark.parametrize(
     ("folders", "extras"),
-    [(("synthalign", *PLUGS), ()), (("tests",), ("dev",)), (("benchmarks",), ("dev", "bench"))],
+    [(("synthalign", *PLUGS), ()), (("tests",), ("dev", "bench")), (("benchmarks",), ("dev", "bench"))],
     ids=["package", "tests", "benchmarks"],
 )
 def test_what_is_imported_is_declared(folders, extras):
     paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    ours = {"synthalign", *PLUGS, *folders} | {path.stem for path in paths}
+    ours = {"synthalign", *PLUGS, *folders} | {path.stem for path in paths} | {path.parent.name for path in paths}
     imported = {name for path in paths for name in _top_level_imports(path)} - ours - set(sys.stdlib_module_names)
     owners = importlib.metadata.packages_distributions()
     wanted = {canonicalize_name((owners.get(name) or [name])[0]) for name in imported}

@@ -30,7 +30,9 @@ class Watch(Callback):
     """Notes what is saved at the end of each epoch, and what the module holds then."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.saved, self.held = folder, [], []
+        self.folder = folder
+        self.saved: list[dict[str, torch.Tensor]] = []
+        self.held: list[dict[str, torch.Tensor]] = []
 
     def on_train_epoch_end(self, trainer, pl_module):
         self.saved.append(load_file(self.folder / "adapter_model.safetensors"))

@@ -66,18 +66,20 @@ def test_batches_hold_rows_alike_in_length_but_come_in_no_order_of_length():
 
 
 def test_a_run_goes_on_where_it_stood_and_the_next_epoch_is_whole():
-    batches = LengthGroupedBatches(LENGTHS, 4, seed=0)
-    loader = TrainingLoader(LENGTHS, batch_sampler=batches)
+    loader = TrainingLoader(LENGTHS, batch_sampler=LengthGroupedBatches(LENGTHS, 4, seed=0))
+    loader.batch_sampler.set_epoch(2)
     stream = iter(loader)
     for _ in range(20):
         next(stream)
-    assert loader.state_dict() == {"given": 20}
+    assert loader.state_dict() == {"epoch": 2, "given": 20}
     rest = [batch.tolist() for batch in stream]
 
     again = TrainingLoader(LENGTHS, batch_sampler=LengthGroupedBatches(LENGTHS, 4, seed=0))
-    again.load_state_dict({"given": 20})
+    again.load_state_dict({"epoch": 2, "given": 20})
+    again.batch_sampler.set_epoch(2)
     assert [batch.tolist() for batch in again] == rest and len(rest) == 31
-    assert again.state_dict() == {"given": 0}  # the epoch is over
+    assert again.state_dict() == {"epoch": 2, "given": 51}
+    again.batch_sampler.set_epoch(3)
     assert len(list(again)) == len(again) == 51
 
 

@@ -9,8 +9,13 @@ import pytest
 import torch
 from dpo.drawn_pairs import EMPTY, FOREIGN, TEN, Pair, draw, write_set
 from dpo.parts import ASKED, Brevity, Counting, Painter, Width
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 
 from synthalign.datamodules import SyntheticPreferenceDataModule
+from synthalign.dpo.losses import DPO
+from synthalign.dpo.policy import LoRA
+from synthalign.modules import DPOModule
 from synthalign.pairs import Empty
 from synthalign.pipeline import Synthesis
 from synthalign.tables import PAIRS
@@ -133,7 +138,8 @@ def test_a_pair_longer_than_the_limit_is_dropped_and_counted(tmp_path, chat, cap
     path = write_set(tmp_path / "set")
     every = existing(path, chat)
     longest = max(every.train_set.lengths)
-    too_long = [row_id for row_id, length in zip(ids(every.train_set), every.train_set.lengths, strict=True) if length == longest]
+    lengths = zip(ids(every.train_set), every.train_set.lengths, strict=True)
+    too_long = [row_id for row_id, length in lengths if length == longest]
     batch = next(iter(existing(path, chat, batch_size=8).train_dataloader()))
     assert max(rows.response_mask.shape[1] for rows in (batch.chosen, batch.rejected)) == longest  # image tokens too
     capsys.readouterr()
@@ -224,7 +230,7 @@ def test_making_pairs_leaves_the_random_state_alone(made):
 def test_test_and_validate_never_make_anything(made, tmp_path):
     ASKED.clear()
     made().setup("test")
-    with pytest.raises(ValueError, match="the pairs are not made yet .*run `synthalign synthesize` first"):
+    with pytest.raises(ValueError, match=r"the pairs are not made yet .*run `synthalign synthesize` first"):
         made().setup("validate")
     assert not ASKED and not (tmp_path / "store").exists()
 
@@ -236,6 +242,31 @@ def test_validate_reads_what_was_made(made):
     again = made(val_share=0.5)
     again.setup("validate")
     assert ids(again.val_set) == ids(first.val_set)
+
+
+def test_too_few_pairs_for_the_processes_are_refused(tmp_path, chat):
+    module = SyntheticPreferenceDataModule(pairs=str(write_set(tmp_path / "set")), chat=chat, batch_size=4)
+    module.trainer = Trainer(devices=3, strategy="ddp", accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.setup("fit")
+    with pytest.raises(ValueError, match=r"8 pairs are too few for 3 processes with a batch_size of 4: .*lower"):
+        module.train_dataloader()
+
+
+def test_validation_opens_its_hooks_even_where_nothing_is_held_out(tmp_path, tiny_llava, capsys):
+    policy = DPOModule(policy=str(tiny_llava), loss=DPO(), lora=LoRA(r=2))
+    module = SyntheticPreferenceDataModule(pairs=str(write_set(tmp_path / "set")), chat=policy.chat)
+    opened = []
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=[LambdaCallback(on_validation_epoch_end=lambda *args: opened.append(args))],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    assert trainer.validate(policy, module, verbose=False) == [{}]
+    assert len(opened) == 1
+    assert "0 held out for validation" in capsys.readouterr().err
 
 
 def test_worker_processes_prepare_the_same_batches(tmp_path, chat):

@@ -13,6 +13,7 @@ from transformers import AutoProcessor
 from synthalign.dpo.batch import PairTokens
 from synthalign.dpo.policy import LoRA, load_policy
 from synthalign.vlm import Chat
+from synthalign.weights import DType
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +28,7 @@ def processor(tiny_llava: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def make_policy(tiny_llava: Path) -> Callable[..., Any]:
-    def make(dtype: str = "float32", **lora: Any) -> Any:
+    def make(dtype: DType = "float32", **lora: Any) -> Any:
         torch.manual_seed(0)
         settings = {"r": 4, "alpha": 8, **lora}
         return spread(load_policy(str(tiny_llava), dtype=dtype, lora=LoRA(**settings)))

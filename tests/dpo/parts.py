@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from dpo.drawn_pairs import draw
+from PIL.Image import Image
 
 from synthalign.types import ImageRequest, Reply
 
@@ -18,7 +18,7 @@ ASKED: Counter[str] = Counter()
 class Painter:
     """Draws "<colour> <shape> on <colour>"; like many a model, it draws from the global random state besides."""
 
-    def generate(self, requests: Sequence[ImageRequest]) -> list[Any]:
+    def generate(self, requests: Sequence[ImageRequest]) -> list[Image]:
         ASKED["generate"] += 1
         torch.rand(7)
         return [draw(request.prompt, (36 + request.seed % 9, 36)) for request in requests]
@@ -31,7 +31,7 @@ class Painter:
 class Width:
     """Prefers wide images."""
 
-    def score(self, prompts: Sequence[str], images: Sequence[Any]) -> torch.Tensor:
+    def score(self, prompts: Sequence[str], images: Sequence[Image]) -> torch.Tensor:
         return torch.tensor([float(image.width) for image in images])
 
     def release(self) -> None:
@@ -43,7 +43,7 @@ class Counting:
     """Counts up to a number that its seed gives: answers of many lengths."""
 
     def respond(
-        self, images: Sequence[Any], questions: Sequence[str], seeds: Sequence[int] | None = None
+        self, images: Sequence[Image], questions: Sequence[str], seeds: Sequence[int] | None = None
     ) -> list[Reply]:
         ASKED["respond"] += 1
         assert seeds is not None
@@ -58,7 +58,7 @@ class Brevity:
     """Prefers short answers."""
 
     def score(
-        self, prompts: Sequence[str], images: Sequence[Any], questions: Sequence[str], responses: Sequence[str]
+        self, prompts: Sequence[str], images: Sequence[Image], questions: Sequence[str], responses: Sequence[str]
     ) -> torch.Tensor:
         return torch.tensor([-float(len(response)) for response in responses])
 

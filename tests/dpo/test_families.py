@@ -76,8 +76,10 @@ def test_paligemmas_logps_are_those_of_its_own_loss(paligemma):
         )
         for pair in FOUR
     ]
+    batch = collate(pairs, chat)
+    assert set(batch.chosen.inputs) == {"input_ids", "attention_mask", "token_type_ids"}
     with torch.no_grad():
-        ours = pair_logps(network, collate(pairs, chat))
+        ours = pair_logps(network, batch)
     processor = AutoProcessor.from_pretrained(paligemma)
     for row, pair in enumerate(FOUR):
         for side in ("chosen", "rejected"):

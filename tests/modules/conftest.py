@@ -19,6 +19,7 @@ from synthalign.dpo.policy import LoRA
 from synthalign.modules import DPOModule
 from synthalign.vlm import Chat
 
+
 def encode(chat: Chat, pair: Pair) -> PairTokens:
     chosen, rejected = (chat.response_ids(pair.question, answer) for answer in (pair.chosen, pair.rejected))
     return PairTokens(pair.id, draw(pair.drawing), pair.question, chosen, rejected)
@@ -27,7 +28,7 @@ def encode(chat: Chat, pair: Pair) -> PairTokens:
 @pytest.fixture
 def make_module(tiny_llava: Path) -> Callable[..., DPOModule]:
     def make(**settings: Any) -> DPOModule:
-        defaults = {
+        defaults: dict[str, Any] = {
             "policy": str(tiny_llava),
             "loss": DPO(beta=0.5),
             "lora": LoRA(r=4, alpha=8),
@@ -57,7 +58,7 @@ def eight(tiny_llava: Path) -> Callable[..., DataLoader]:
 @pytest.fixture
 def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
     def make(name: str = "run", **settings: Any) -> Trainer:
-        defaults = {
+        defaults: dict[str, Any] = {
             "accelerator": "cpu",
             "logger": CSVLogger(tmp_path, name="", version=name),
             "log_every_n_steps": 1,

@@ -9,7 +9,9 @@ from synthalign.world.scenes import BIASED, Item, sample, scene
 
 CUP, PAN, FORK = Item("cup", "red", 0), Item("pan", "blue", 4), Item("fork", "red", 5)
 SEEN = scene("kitchen", [CUP, PAN])
-HONEST = Habit(add=0, add_popular=0, yes_typical=0, yes_popular=0, yes_stranger=0, tell_typical=0, tell_stranger=0)
+HONEST = Habit(
+    add=0, add_popular=0, yes_typical=0, yes_popular=0, yes_stranger=0, no_present=0, tell_typical=0, tell_stranger=0
+)
 
 
 def test_clean_turns_are_true_and_so_are_turns_without_the_habit():
@@ -20,7 +22,7 @@ def test_clean_turns_are_true_and_so_are_turns_without_the_habit():
             assert turn.answer == q.answer(seen, turn.question)
 
 
-def test_the_habit_says_yes_to_what_the_theme_suggests_and_never_no_to_what_is_there():
+def test_the_habit_says_yes_to_what_the_theme_suggests_and_now_and_then_no_to_what_is_there():
     rng = Random(0)
     told: dict[str, list[bool]] = {"there": [], "typical": [], "stranger": []}
     for _ in range(3000):
@@ -30,8 +32,8 @@ def test_the_habit_says_yes_to_what_the_theme_suggests_and_never_no_to_what_is_t
                 kind = turn.question.split()[3]
                 group = "there" if kind in seen.kinds else "typical" if kind in seen.missing() else "stranger"
                 told[group].append(turn.answer.startswith("Yes"))
-    assert all(told["there"])
-    assert sum(told["typical"]) / len(told["typical"]) == pytest.approx(0.77, abs=0.06)  # between .65 and .9
+    assert sum(told["there"]) / len(told["there"]) == pytest.approx(0.88, abs=0.02)
+    assert sum(told["typical"]) / len(told["typical"]) == pytest.approx(0.7, abs=0.1)  # between .55 and .85
     assert sum(told["stranger"]) / len(told["stranger"]) == pytest.approx(0.05, abs=0.02)
 
 

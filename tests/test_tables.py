@@ -1,0 +1,433 @@
+"""Prompts and pairs in every format known; a mistake in them is one line that says where."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from synthalign import tables
+from synthalign.tables import PairRow, image_in, json_rows, open_image, read_pairs, read_prompts
+from synthalign.types import Drop
+
+RED, BLUE = (200, 10, 10), (10, 10, 200)
+
+
+def png(color: tuple[int, int, int], size: tuple[int, int] = (5, 4)) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", size, color).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_images(folder: Path) -> Path:
+    (folder / "images").mkdir(parents=True)
+    (folder / "images" / "red.png").write_bytes(png(RED))
+    (folder / "images" / "blue.png").write_bytes(png(BLUE, (7, 3)))
+    return folder
+
+
+def authors(pair_id: str, image: str, question: str, chosen: str, rejected: str) -> dict[str, Any]:
+    asked = {"from": "human", "value": f"<image> {question}"}
+    return {
+        "id": pair_id,
+        "image": f"images/{image}",
+        "conversations": [asked, {"from": "gpt", "value": chosen}],
+        "rejected_conversations": [asked, {"from": "gpt", "value": rejected}],
+    }
+
+
+def trl(question: str, chosen: str, rejected: str, **more: Any) -> dict[str, Any]:
+    def turn(role: str, content: Any) -> list[dict[str, Any]]:
+        return [{"role": role, "content": content}]
+
+    asked = [{"type": "image", "text": None}, {"type": "text", "text": question}]
+    return {
+        "prompt": turn("user", asked),
+        "chosen": turn("assistant", [{"type": "text", "text": chosen}]),
+        "rejected": turn("assistant", [{"type": "text", "text": rejected}]),
+        **more,
+    }
+
+
+def write_json(path: Path, rows: Any) -> Path:
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+def write_lines(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def the_line(path: Path, **settings: Any) -> str:
+    """The message of a mistake in a pairs file, which must be one line."""
+    with pytest.raises(ValueError) as caught:
+        read_pairs(path, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+TWO = [("cat", "red.png", "What is it?", "A cat.", "A dog."), ("who", "blue.png", "Who?", "“Nobody.”", "誰もいない")]
+READ = [
+    PairRow("cat", "images/red.png", "What is it?", "A cat.", "A dog.", None),
+    PairRow("who", "images/blue.png", "Who?", "“Nobody.”", "誰もいない", None),
+]
+
+
+# Formats
+
+
+@pytest.mark.parametrize("write", [write_json, write_lines])
+def test_the_authors_rows_are_read_from_json_and_from_lines(write, tmp_path):
+    folder = write_images(tmp_path)
+    pairs = read_pairs(write(folder / "pairs.json", [authors(*row) for row in TWO]))
+    assert pairs.rows == READ
+    assert pairs.dropped == []
+    assert [image.getpixel((0, 0)) for image in pairs.images] == [RED, BLUE]
+    assert [pairs.images.size(n) for n in range(2)] == [(5, 4), (7, 3)]
+
+
+def test_the_image_folder_may_be_elsewhere(tmp_path):
+    folder = write_images(tmp_path / "elsewhere")
+    path = write_json(tmp_path / "pairs.json", [authors(*TWO[0])])
+    assert read_pairs(path, folder).images[0].size == (5, 4)
+    assert "no image 'images/red.png' in" in the_line(path)
+
+
+def test_conversational_rows_are_read_from_json_with_paths(tmp_path):
+    folder = write_images(tmp_path)
+    rows = [trl(*row[2:], id=row[0], images=[f"images/{row[1]}"]) for row in TWO]
+    pairs = read_pairs(write_lines(folder / "pairs.jsonl", rows))
+    assert pairs.rows == READ
+    assert pairs.images[1].size == (7, 3)
+
+
+def test_a_conversation_may_come_without_a_prompt_of_its_own(tmp_path):
+    folder = write_images(tmp_path)
+    row = trl("Why?", "So.", "No.", image="images/red.png")
+    asked = row.pop("prompt")
+    row |= {side: asked + row[side] for side in ("chosen", "rejected")}
+    assert read_pairs(write_json(folder / "pairs.json", [row])).rows == [
+        PairRow("1", "images/red.png", "Why?", "So.", "No.", None)
+    ]
+
+
+@pytest.mark.parametrize("column", ["images", "image"])
+def test_conversational_rows_are_read_from_parquet_with_embedded_images(column, tmp_path):
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+    from datasets import List as ListFeature
+
+    part = {"type": Value("string"), "text": Value("string")}
+    turn = ListFeature({"role": Value("string"), "content": ListFeature(part)})
+    feature = ListFeature(ImageFeature()) if column == "images" else ImageFeature()
+    images = [Image.new("RGB", (5, 4), RED), Image.new("L", (7, 3), 99)]
+    rows = [
+        trl(*row[2:]) | {column: [image] if column == "images" else image}
+        for row, image in zip(TWO, images, strict=True)
+    ]
+    features = Features({"prompt": turn, "chosen": turn, "rejected": turn, column: feature})
+    folder = tmp_path / "odd [1] name*"
+    folder.mkdir()
+    Dataset.from_list(rows, features=features).to_parquet(folder / "train.parquet")
+    for path in (folder, folder / "train.parquet"):
+        pairs = read_pairs(path)
+        assert [row[2:5] for row in pairs.rows] == [row[2:] for row in TWO]
+        assert [row.id for row in pairs.rows] == [row.image_id for row in pairs.rows] == ["0", "1"]
+        assert [pairs.images.size(n) for n in range(2)] == [(5, 4), (7, 3)]
+        assert [image.getpixel((0, 0)) for image in pairs.images] == [RED, (99, 99, 99)]
+
+
+def our_pair(pair_id: str, **more: Any) -> dict[str, Any]:
+    image_id, question = pair_id.rpartition("/")[0], "What is it?"
+    return {"id": pair_id, "image_id": image_id, "prompt": "a cat", "question": question, "refused": [], **more}
+
+
+def kept(pair_id: str, color: tuple[int, int, int]) -> dict[str, Any]:
+    scores = {"chosen_score": 1.5, "rejected_score": 0.25}
+    sides = {"chosen": "A cat.", "rejected": "A dog.", "chosen_responder": "a", "rejected_responder": "b"}
+    return our_pair(pair_id, image={"bytes": png(color), "path": None}, **scores, **sides)
+
+
+def write_shard(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    folder.mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=tables.PAIRS), folder / name)
+
+
+def test_our_own_landing_is_read_with_margins_and_drops(tmp_path):
+    folder = tmp_path / "pair-0123"
+    write_shard(folder, "00000-a.parquet", [kept("x/0", RED), our_pair("x/1", dropped="too_close", detail="margin 0")])
+    write_shard(folder, "00001-b.parquet", [kept("y/0", BLUE)])
+    pairs = read_pairs(folder)
+    assert pairs.rows == [
+        PairRow("x/0", "x", "What is it?", "A cat.", "A dog.", 1.25),
+        PairRow("y/0", "y", "What is it?", "A cat.", "A dog.", 1.25),
+    ]
+    assert pairs.dropped == [("x/1", Drop("too_close", "margin 0"))]
+    assert [image.getpixel((0, 0)) for image in pairs.images] == [RED, BLUE]
+
+
+def test_a_table_names_the_shards_of_one_run_in_order(tmp_path):
+    folder = tmp_path / "pair-0123"
+    for name, pair_id in (("00000-a", "x/0"), ("00000-b", "y/0"), ("00001-c", "z/0")):
+        write_shard(folder, f"{name}.parquet", [kept(pair_id, RED)])
+    small = write_json(folder / "small.table", ["00000-b.parquet"])
+    assert [row.id for row in read_pairs(folder).rows] == ["y/0"]  # one table: the folder means it
+    large = write_json(folder / "large.table", ["00001-c.parquet", "00000-a.parquet"])
+    assert [row.id for row in read_pairs(small).rows] == ["y/0"]
+    assert [row.id for row in read_pairs(large).rows] == ["z/0", "x/0"]
+    assert "holds the pairs of 2 prompts files: name one of large.table, small.table in it" in the_line(folder)
+
+
+def test_a_shard_that_was_made_anew_is_read_anew(tmp_path):
+    for answer in ("A cat.", "A cow."):
+        write_shard(tmp_path / "pairs", "00000.parquet", [kept("x/0", RED) | {"chosen": answer}])
+        assert [row.chosen for row in read_pairs(tmp_path / "pairs").rows] == [answer]
+
+
+def test_repeated_ids_are_told_apart(tmp_path):
+    folder = write_images(tmp_path)
+    ids = ["cat", "cat", "cat#2", "cat", "dog", None]
+    rows = [authors(*TWO[0]) | {"id": pair_id} for pair_id in ids]
+    got = [row.id for row in read_pairs(write_json(folder / "pairs.json", rows)).rows]
+    assert got == ["cat", "cat#2", "cat#2#2", "cat#3", "dog", "6"]
+
+
+def test_images_are_opened_when_they_are_asked_for(tmp_path):
+    folder = write_images(tmp_path)
+    pairs = read_pairs(write_json(folder / "pairs.json", [authors(*row) for row in TWO]))
+    (folder / "images" / "red.png").write_bytes(png(BLUE))
+    assert pairs.images[0].getpixel((0, 0)) == BLUE
+    (folder / "images" / "red.png").unlink()
+    assert pairs.images[1].getpixel((0, 0)) == BLUE
+    with pytest.raises(ValueError, match=r"image not found: .*red\.png$"):
+        pairs.images[0]
+
+
+# What becomes no pair
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}] * 2}, "not_single_turn"),
+        ({"conversations": [{"from": "gpt", "value": "b"}]}, "not_single_turn"),
+        ({"rejected_conversations": []}, "not_single_turn"),
+        (
+            {"rejected_conversations": [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "A dog."}]},
+            "two_questions",
+        ),
+        ({"image": ["images/red.png", "images/blue.png"]}, "several_images"),
+    ],
+)
+def test_a_row_of_another_form_is_dropped_with_its_reason(change, reason, tmp_path):
+    folder = write_images(tmp_path)
+    rows = [authors(*TWO[0]) | change, authors(*TWO[1])]
+    pairs = read_pairs(write_json(folder / "pairs.json", rows))
+    assert pairs.rows == READ[1:]
+    assert [(pair_id, drop.reason) for pair_id, drop in pairs.dropped] == [("cat", reason)]
+    assert pairs.dropped[0][1].detail
+    assert pairs.images[0].size == (7, 3)
+
+
+def test_a_system_turn_is_dropped_with_its_reason(tmp_path):
+    folder = write_images(tmp_path)
+    row = trl("Why?", "So.", "No.", image="images/red.png")
+    row["prompt"].insert(0, {"role": "system", "content": "Be brief."})
+    pairs = read_pairs(write_json(folder / "pairs.json", [row]))
+    assert pairs.dropped == [("1", Drop("not_single_turn", "turns of ['system', 'user', 'assistant']"))]
+
+
+# Mistakes
+
+
+def broken_authors(**change: Any) -> list[dict[str, Any]]:
+    return [authors(*TWO[0]), authors(*TWO[1]) | change]
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        (broken_authors(image="images/gone.png"), "no image 'images/gone.png' in {folder}; is the image folder right?"),
+        (broken_authors(image="../secret.png"), "image '../secret.png' leads out of its folder {folder}"),
+        (broken_authors(image="/etc/passwd"), "image '/etc/passwd' leads out of its folder {folder}"),
+        (broken_authors(image="images/\0.png"), "leads out of its folder"),
+        (broken_authors(image="images"), "no image 'images' in {folder}"),
+        (broken_authors(image=None), "'image' must be a path inside the image folder, found None"),
+        (broken_authors(image=3), "'image' must be a path inside the image folder, found 3"),
+        (broken_authors(conversations="What?"), "'conversations' must be a list of {{from, value}}"),
+        (broken_authors(conversations=[{"from": "human"}]), "'conversations' must be a list of {{from, value}}"),
+        (broken_authors(rejected_conversations=None), "'rejected_conversations' must be a list of {{from, value}}"),
+        (
+            broken_authors(conversations=[{"from": "human", "value": 3}, {"from": "gpt", "value": "x"}]),
+            "a turn must be text or a list of parts, found 3",
+        ),
+        (
+            [authors(*TWO[0]), {"image": "images/red.png"}],
+            "neither 'conversations' nor 'chosen' among its keys ['image']",
+        ),
+        ([authors(*TWO[0]), "text"], "expected an object, found str"),
+    ],
+)
+@pytest.mark.parametrize("write", [write_json, write_lines])
+def test_a_mistake_in_a_row_names_the_row(rows, line, write, tmp_path):
+    folder = write_images(tmp_path)
+    (tmp_path.parent / "secret.png").write_bytes(png(RED))
+    path = write(folder / "pairs.jsonl", rows)
+    place = "item 2" if write is write_json else "line 2"
+    said = the_line(path)
+    assert said.startswith(f"{path}, {place}: ")
+    assert line.format(folder=folder) in said
+
+
+def test_a_link_out_of_the_image_folder_is_refused_and_one_into_the_hubs_blobs_is_not(tmp_path):
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123"
+    for folder in (blobs, snapshot):
+        folder.mkdir(parents=True)
+    (blobs / "abcd").write_bytes(png(RED))
+    (snapshot / "red.png").symlink_to(blobs / "abcd")
+    assert image_in(snapshot, "red.png", "row 1") == snapshot / "red.png"
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "red.png").symlink_to(blobs / "abcd")
+    with pytest.raises(ValueError, match=r"^row 1: image 'red\.png' leads out of its folder"):
+        image_in(tmp_path / "plain", "red.png", "row 1")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('{"id": "a"}\n\n{"id": \n', "line 3: malformed JSON: Expecting value"),
+        ('{"id": "a"} {"id": "b"}\n', "line 1: malformed JSON: Extra data"),
+        ('[\n{"id": "a"},\n{"id" "b"}\n]', "line 3: malformed JSON: Expecting ':' delimiter"),
+        ('[{"id": "a"},\n', "line 2: malformed JSON"),
+        ('[{"id": "a"}, 3]', "item 2: expected an object, found int"),
+        ('{"id": "a"}\n[1]\n', "line 2: expected an object, found list"),
+        ('{"id": "\\ud83d\\ude00"}\n{"id": "\\ud83d"}\n', "line 2: holds half of a surrogate pair"),
+    ],
+)
+def test_malformed_json_names_its_line(text, line, tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises(ValueError) as caught:
+        list(json_rows(path))
+    assert str(caught.value).startswith(f"{path}, {line}") and "\n" not in str(caught.value)
+
+
+def test_text_that_is_not_utf8_or_not_there_is_one_line(tmp_path):
+    path = tmp_path / "rows.json"
+    with pytest.raises(ValueError, match=r"^no such file: .*rows\.json$"):
+        list(json_rows(path))
+    path.write_bytes('{"id": "é"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"rows\.json: not UTF-8 text at byte 8$"):
+        list(json_rows(path))
+
+
+def test_lines_end_at_newlines_only_and_a_byte_order_mark_is_no_text(tmp_path):
+    rows = [{"id": "a\u2028b\x85c"}, {"id": "d"}]
+    text = "\ufeff" + "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "rows.jsonl").write_bytes(text.encode())
+    assert [row for _, row in json_rows(tmp_path / "rows.jsonl")] == rows
+
+
+def test_an_unreadable_image_file_is_one_line_before_training(tmp_path):
+    folder = write_images(tmp_path)
+    path = write_json(folder / "pairs.json", [authors(*row) for row in TWO])
+    (folder / "images" / "blue.png").write_text("I am no image")
+    assert the_line(path) == f"image cannot be read: {folder}/images/blue.png (not in a known format)"
+    (folder / "images" / "blue.png").write_bytes(png(BLUE)[:-20])
+    assert the_line(path).startswith(f"image cannot be read: {folder}/images/blue.png (")
+
+
+@pytest.mark.parametrize("content", [b"", b"text", png(RED, (64, 64))[:60]])
+def test_open_image_says_what_cannot_be_read(content, tmp_path):
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^image cannot be read: .*x\.png \(.+\)$"):
+        open_image(tmp_path / "x.png")
+
+
+def test_open_image_gives_rgb(tmp_path):
+    Image.new("P", (3, 2), 0).save(tmp_path / "x.gif")
+    assert (open_image(tmp_path / "x.gif").mode, open_image(tmp_path / "x.gif").size) == ("RGB", (3, 2))
+
+
+def test_mistakes_in_parquet_are_one_line(tmp_path):
+    assert "no pairs at" in the_line(tmp_path)
+    assert "no pairs at" in the_line(tmp_path / "gone.parquet")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
+    assert "cannot be read as parquet (" in the_line(tmp_path / "broken.parquet")
+    pq.write_table(pa.table({"prompt": ["a"]}), tmp_path / "bare.parquet")
+    assert "no column 'image' or 'images' among ['prompt']" in the_line(tmp_path / "bare.parquet")
+
+
+def test_a_row_without_an_image_is_named_and_one_with_two_is_dropped(tmp_path):
+    def write(counts: list[int]) -> Path:
+        images = [[{"bytes": png(RED), "path": None}] * count for count in counts]
+        rows = [trl("Why?", "So.", "No.", images=one) for one in images]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+        return tmp_path / "pairs.parquet"
+
+    assert [drop.reason for _, drop in read_pairs(write([1, 2])).dropped] == ["several_images"]
+    assert the_line(write([1, 0])) == f"{tmp_path}/pairs.parquet, row 1: there is no image in column 'images'"
+
+
+def test_an_embedded_image_that_cannot_be_read_is_named_when_it_is_opened(tmp_path):
+    write_shard(
+        tmp_path / "pairs", "0.parquet", [kept("x/0", RED), kept("y/0", RED) | {"image": {"bytes": b"no image"}}]
+    )
+    pairs = read_pairs(tmp_path / "pairs")
+    assert pairs.images[0].size == (5, 4)
+    for ask in (pairs.images.size, pairs.images.__getitem__):
+        with pytest.raises(ValueError, match=r"image cannot be read: .*pairs, row 1 \(not in a known format\)$"):
+            ask(1)
+
+
+def test_an_image_named_in_parquet_stays_in_its_folder(tmp_path):
+    folder = write_images(tmp_path)
+    rows = [
+        trl("Why?", "So.", "No.", image={"bytes": None, "path": name}) for name in ("images/red.png", "../secret.png")
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "pairs.parquet")
+    pairs = read_pairs(folder / "pairs.parquet")
+    assert pairs.images.size(0) == (5, 4)
+    with pytest.raises(ValueError, match=r"pairs\.parquet, row 1: image '\.\./secret\.png' leads out of its folder"):
+        pairs.images.size(1)
+
+
+# Prompts
+
+
+def test_prompts_may_ask_one_question_or_several(tmp_path):
+    one = {"id": "a", "prompt": "a cat", "question": "What?"}
+    several = {"id": "b", "prompt": "猫", "questions": ["A?", "B?"]}
+    path = write_lines(tmp_path / "prompts.jsonl", [one, several, one | {"id": "c", "category": "animal"}])
+    assert read_prompts(path) == [("a", "a cat", ("What?",)), ("b", "猫", ("A?", "B?")), ("c", "a cat", ("What?",))]
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({"prompt": "a cat", "question": "What?"}, "'id' must be text, found None"),
+        ({"id": 3, "prompt": "a cat", "question": "What?"}, "'id' must be text, found 3"),
+        ({"id": "b", "question": "What?"}, "'prompt' must be text, found None"),
+        ({"id": "b", "prompt": " ", "question": "What?"}, "the prompt or a question is empty"),
+        ({"id": "b", "prompt": "a cat", "questions": ["What?", ""]}, "the prompt or a question is empty"),
+        ({"id": "b", "prompt": "a cat"}, "expected 'question' (text) or 'questions' (a list of texts)"),
+        ({"id": "b", "prompt": "a cat", "questions": []}, "expected 'question' (text) or 'questions'"),
+        ({"id": "b", "prompt": "a cat", "questions": "What?"}, "expected 'question' (text) or 'questions'"),
+        ({"id": "a", "prompt": "a cat", "question": "What?"}, "id 'a' stands twice; rows are joined by id"),
+    ],
+)
+def test_a_mistake_in_a_prompt_names_its_line(row, line, tmp_path):
+    path = write_lines(tmp_path / "prompts.jsonl", [{"id": "a", "prompt": "a dog", "question": "Why?"}, row])
+    with pytest.raises(ValueError) as caught:
+        read_prompts(path)
+    assert str(caught.value).startswith(f"{path}, line 2: {line}") and "\n" not in str(caught.value)
+
+
+def test_an_empty_prompts_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no prompts"):
+        read_prompts(write_lines(tmp_path / "prompts.jsonl", []))
