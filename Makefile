@@ -28,8 +28,9 @@ lint: $(VENV)/.dev ## check style, format and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-prove: $(VENV)/.run ## measure again what the README claims, over seeds and beside controls
+prove: $(VENV)/.dev ## measure again what the README claims, over seeds and beside a control; kill runs at random
 	@$(BIN)/python benchmarks/prove.py
+	@$(BIN)/python -m pytest -m prove
 
 world: $(VENV)/.run ## train the small world's models again, from a seed
 	@$(BIN)/python -m synthalign.world.train

@@ -10,6 +10,7 @@ would; what is finished is not done again.
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from synthalign.datamodules import SyntheticPreferenceDataModule
+from synthalign.store import digest
 from synthalign.vlm import Chat
 from synthalign.world.questions import DESCRIBE
 
@@ -47,10 +49,23 @@ METRICS = {  # row of the table: (key in results.json, shown as a percentage)
 }
 
 
-def synthalign(*args: str) -> None:
-    """Run a command of ours to its end."""
+def synthalign(*args: str, made: Path | None = None) -> None:
+    """Run a command of ours to its end, unless it has run to its end before with the same arguments and configs.
+
+    Args:
+        args: The command line.
+        made: Folder that the command makes. What an unfinished run left in it is removed first.
+    """
+    configs = [Path(arg).read_text(encoding="utf-8") for arg in args if arg.endswith(".yaml")]
+    done = None if made is None else made / "done"
+    if done is not None and done.is_file() and done.read_text() == digest([args, configs]):
+        return
+    if made is not None:
+        shutil.rmtree(made, ignore_errors=True)
     print("$ synthalign", *args, flush=True)
     subprocess.run([sys.executable, "-m", "synthalign", *args], check=True, cwd=ROOT)
+    if done is not None:
+        done.write_text(digest([args, configs]))
 
 
 def prove_seed(seed: int, out: Path) -> None:
@@ -66,26 +81,22 @@ def prove_seed(seed: int, out: Path) -> None:
     overlay.write_text(yaml.safe_dump({"seed_everything": seed, "trainer": {"callbacks": train_only}}))
     config = ["--config", str(run / "demo.yaml"), "--config", str(overlay)]
 
-    synthalign("world", str(run / "world"), "--seed", str(seed))
-    if not (run / "ranked" / "fit" / "adapter").is_dir():
-        synthalign("fit", *config, "--trainer.default_root_dir", str(run / "ranked"))
+    synthalign("world", str(run / "world"), "--seed", str(seed), made=run / "world")
+    synthalign("fit", *config, "--trainer.default_root_dir", str(run / "ranked"), made=run / "ranked" / "fit")
     control = run / "control.parquet"
     write_control(run, control, seed)
-    if not (run / "control" / "fit" / "adapter").is_dir():
-        data = ["--data.init_args.synthesis", "null", "--data.init_args.pairs", str(control)]
-        data += ["--data.init_args.balance_yes_no", "false", "--data.init_args.response_gates", "[]"]
-        synthalign("fit", *config, *data, "--trainer.default_root_dir", str(run / "control"))
+    data = ["--data.init_args.synthesis", "null", "--data.init_args.pairs", str(control)]
+    data += ["--data.init_args.balance_yes_no", "false", "--data.init_args.response_gates", "[]"]
+    where = ["--trainer.default_root_dir", str(run / "control")]
+    synthalign("fit", *config, *data, *where, made=run / "control" / "fit")
     for arm in ("ranked", "control"):
-        if not (run / arm / "test" / "results.json").is_file():
-            adapter = ["--model.init_args.adapter", str(run / arm / "fit" / "adapter")]
-            where = ["--trainer.default_root_dir", str(run / arm)]
-            evaluate = yaml.safe_load((run / "heldout.yaml").read_text())
-            evaluate["trainer"]["callbacks"][0]["init_args"]["baseline"] = (
-                arm == "ranked"
-            )  # the base is one and the same
-            (run / f"{arm}.yaml").write_text(yaml.safe_dump(evaluate))
-            test = ["--config", str(run / "demo.yaml"), "--config", str(run / f"{arm}.yaml")]
-            synthalign("test", *test, *where, *adapter)
+        evaluate = yaml.safe_load((run / "heldout.yaml").read_text())
+        evaluate["trainer"]["callbacks"][0]["init_args"]["baseline"] = arm == "ranked"  # the base is one and the same
+        (run / f"{arm}.yaml").write_text(yaml.safe_dump(evaluate))
+        test = ["--config", str(run / "demo.yaml"), "--config", str(run / f"{arm}.yaml")]
+        test += ["--trainer.default_root_dir", str(run / arm)]
+        adapter = ["--model.init_args.adapter", str(run / arm / "fit" / "adapter")]
+        synthalign("test", *test, *adapter, made=run / arm / "test")
 
 
 def write_control(run: Path, control: Path, seed: int) -> None:
@@ -210,11 +221,12 @@ def main() -> None:
     """Run the proof and write its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of prompts, pairs and training")
-    parser.add_argument("--out", type=Path, default=Path("runs/prove"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "prove", help="folder of the runs")
     options = parser.parse_args()
+    out = options.out.resolve()
     for seed in options.seeds:
-        prove_seed(seed, options.out)
-    result = table(options.out, options.seeds)
+        prove_seed(seed, out)
+    result = table(out, options.seeds)
     print(result)
     page = ROOT / "benchmarks" / "README.md"
     text = page.read_text(encoding="utf-8")

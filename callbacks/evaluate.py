@@ -93,6 +93,9 @@ class Evaluate(Callback):
         completed = trainer.current_epoch + 1
         if completed % self.every_n_epochs == 0:
             self._sit_epoch(trainer, pl_module, completed)
+        elif self.history:  # what monitors metrics must not take the last evaluation's for this epoch's
+            for key in self.history[-1]["metrics"]:
+                trainer.callback_metrics.pop(key, None)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the final model if the last epoch's evaluation was left out."""

@@ -133,8 +133,9 @@ class DPOModule(LightningModule):
 
     @property
     def has_adapter(self) -> bool:
-        """Whether the policy can differ from its base."""
-        return hasattr(self.network, "disable_adapter")
+        """Whether the policy differs from its base: a fresh adapter's second factors are all zero."""
+        factors = (value for name, value in self.network.named_parameters() if "lora_B" in name)
+        return any(bool(factor.any()) for factor in factors)
 
     def adapters_off(self) -> AbstractContextManager[None]:
         """Make the policy its own frozen base model for a while."""

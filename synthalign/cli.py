@@ -6,12 +6,13 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 USAGE = """\
 usage: synthalign COMMAND [options]
 
   fit         make whatever pairs are missing, then train on them, with evaluations on the way
-  validate    figures of the policy on held-out pairs
+  validate    figures of the policy on held-out pairs, and the evaluations
   test        evaluate the policy, and the base it comes from
   synthesize  make the pairs, and stop
   world       write the offline world: prompts and benchmarks that need no download
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _in_one_line(commands[args[0]], args)
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Say what is wrong in one line, and leave."""
     sys.stderr.write(f"synthalign: error: {' '.join(message.split())}\n")
     raise SystemExit(2)
@@ -52,8 +53,10 @@ def _in_one_line(command: Callable[[list[str]], None], args: list[str]) -> None:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether this package raised the error, on purpose and with words for the user."""
+    """Whether a ``raise`` of this package made the error: on purpose, and with words for the user."""
     frames = traceback.extract_tb(error.__traceback__)
+    if not (frames[-1].line or "").startswith("raise "):
+        return False
     house = Path(__file__).resolve().parents[1]
     rooms = ("synthalign", "datamodules", "modules", "callbacks")
     return any(Path(frames[-1].filename).is_relative_to(house / room) for room in rooms)

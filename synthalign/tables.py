@@ -381,7 +381,8 @@ def _pairs_from_parquet(path: Path, files: list[Path], folder: Path) -> PairSet:
         if not counts[index]:
             raise ValueError(f"{where}: there is no image in column {column!r}")
         if ours:
-            margin = row["chosen_score"] - row["rejected_score"]
+            scores = row["chosen_score"], row["rejected_score"]
+            margin = None if None in scores else scores[0] - scores[1]
             rows.append(PairRow(pair_id, row["image_id"], row["question"], row["chosen"], row["rejected"], margin))
         else:
             turns = _turns_of(row, where) if counts[index] == 1 else _several(range(counts[index]))

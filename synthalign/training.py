@@ -33,7 +33,8 @@ class Trainer(LightningTrainer):
             model: Not used; the same configuration serves fit.
             datamodule: Holds the recipe.
         """
-        assert isinstance(datamodule, synthalign.datamodules.SyntheticPreferenceDataModule)
+        if not isinstance(datamodule, synthalign.datamodules.SyntheticPreferenceDataModule):
+            raise ValueError(f"{type(datamodule).__name__} synthesizes nothing: use SyntheticPreferenceDataModule")
         datamodule.trainer = self
         launcher = self.strategy.launcher
         folder = datamodule.synthesize() if launcher is None else launcher.launch(datamodule.synthesize, trainer=self)
@@ -50,7 +51,6 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Leave with the line that names the mistake."""
         fail(_gist(message, sys.argv))
-        raise AssertionError
 
 
 class CLI(LightningCLI):
@@ -66,6 +66,11 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Hand the policy's chat to the datamodule."""
         parser.link_arguments("model.chat", "data.init_args.chat", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Spare ``synthesize`` the callbacks: evaluations would ask for their files."""
+        if self.subcommand == "synthesize":
+            self.config.synthesize.trainer.callbacks = None
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> LightningTrainer:
         if config.get("logger") in (None, True):
@@ -95,12 +100,12 @@ def _gist(message: str, args: Sequence[str]) -> str:
     text = " ".join(dict.fromkeys(line for line in lines if line and not NOISE.match(line)))
     text = re.sub(r"<class '([\w.]+)'>", r"\1", text).replace("Parser key ", "")
     named = re.search(r"(?:[Oo]ption '|^\"|Interpolation key ')(?:[\w.]*\.)?(\w+)", text)
-    where = _place(named[1], args) if named else ""
+    where = _config_line(named[1], args) if named else ""
     hint = "; `--help`, `--model.help NAME` and `--data.help NAME` list the keys" if "not accept" in text else ""
     return f"{where}{text}{hint}"
 
 
-def _place(key: str, args: Sequence[str]) -> str:
+def _config_line(key: str, args: Sequence[str]) -> str:
     """Say in which config file and line a key stands, if it is one line only."""
     found = []
     for path in (Path(arg.partition("=")[2] or arg) for arg in args):

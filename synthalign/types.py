@@ -134,6 +134,11 @@ class Policy(Protocol):
         """Answer each question about its image, greedily."""
         ...
 
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the policy differs from its base by an adapter: then the two can be set side by side."""
+        ...
+
     def adapters_off(self) -> AbstractContextManager[None]:
         """Make the policy its own frozen base model for a while."""
         ...

@@ -12,7 +12,7 @@ DType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 def load(kind: Any, model: str, *, revision: str | None = None, **settings: Any) -> Any:  # noqa: ANN401
     """Call ``kind.from_pretrained`` on a folder or hub id.
 
-    Remote code is never run: classes that could take it are told not to, and weights are read as safetensors.
+    Remote code is never run. For a transformers model use ``load_network``, which reads safetensors only.
 
     Args:
         kind: A class with ``from_pretrained``.
@@ -90,6 +90,6 @@ def resolve_dtype(dtype: DType) -> torch.dtype | Literal["auto"]:
 
 def free_cuda() -> None:
     """Give memory back to the device after a model was dropped."""
-    gc.collect()  # models hold themselves in cycles
+    gc.collect()  # hooks and wrappers may hold a model in cycles
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -183,7 +183,16 @@ def test_the_first_screen_opens_no_heavy_room():
     assert done.stdout.endswith("[]\n")
 
 
-def test_a_fault_of_our_own_keeps_its_traceback(config: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_fault_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
+    def crash(args: list[str]) -> None:
+        list(zip([1], [], strict=True))
+
+    monkeypatch.setattr("synthalign.cli._train", crash)
+    with pytest.raises(ValueError, match="zip"):
+        main(["fit"])
+
+
+def test_a_mistake_can_be_shown_with_its_traceback(config: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SYNTHALIGN_DEBUG", "1")
     with pytest.raises(ValueError, match=r"nowhere\.json"):
         main(["fit", "--config", "config.yaml", "--data.init_args.pairs", "nowhere.json"])

@@ -84,7 +84,7 @@ def test_a_response_that_begins_with_the_question_is_an_echo(question, response,
         (QUESTION, "12 + 30 = 42 👍", None),
         ("图里有什么？", "一只猫", None),
         ("图里有什么？", "A cat.", "latin letters in 'A cat.'"),
-        ("なに？", "猫がいます、カップもあります", None),  # Japanese is written in all three
+        ("なに？", "黒猫二匹、カップ三個です", None),  # Japanese is written in all three
         ("图里有什么？", "ねこがいます", "kana letters in 'ねこがいます'"),
         ("무엇입니까?", "고양이", None),
         ("1 + 1?", "два", None),  # no letters, no script to keep to

@@ -16,21 +16,24 @@ from synthalign.world.models import PAD
 IGNORED = -100
 
 
-def run_course(title: str, parts: Sequence[nn.Module], steps: int, loss: Callable[[], Tensor]) -> None:
-    """Train what is trainable in ``parts``: AdamW, a rate of 2e-3 after a short warm-up, a cosine down to 5 % of it.
+def run_course(
+    title: str, parts: Sequence[nn.Module], steps: int, loss: Callable[[], Tensor], *, rate: float = 2e-3
+) -> None:
+    """Train what is trainable in ``parts``: AdamW, ``rate`` after a short warm-up, a cosine down to 5 % of it.
 
     Args:
         title: stands before the progress bar.
         parts: modules whose weights are trained, and left in eval mode.
         steps: optimizer steps.
         loss: makes a fresh batch and returns its loss.
+        rate: peak learning rate.
     """
     from tqdm import tqdm
 
     for part in parts:
         part.train()
     weights = [weight for part in parts for weight in part.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=2e-3, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     warm_up = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / warm_up) * (0.525 + 0.475 * math.cos(math.pi * step / steps))

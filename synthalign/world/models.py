@@ -117,13 +117,14 @@ def _eye() -> dict[str, Any]:
     }
 
 
-def _llama(vocabulary: int, **others: Any) -> Any:  # noqa: ANN401
+def _llama(vocabulary: int, *, layers: int = 3, **others: Any) -> Any:  # noqa: ANN401
     from transformers import LlamaConfig
 
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=WIDTH,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
+        intermediate_size=256,
         num_attention_heads=3,
         num_key_value_heads=3,
         max_position_embeddings=512,
@@ -139,7 +140,7 @@ def make_vlm(vocabulary: int) -> Any:  # noqa: ANN401
     """Return an untrained VLM."""
     from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    text = _llama(vocabulary, intermediate_size=256, tie_word_embeddings=True)
+    text = _llama(vocabulary, tie_word_embeddings=True)
     model = LlavaForConditionalGeneration(
         LlavaConfig(
             vision_config=CLIPVisionConfig(**_eye()),
@@ -178,10 +179,10 @@ def make_image_reward(vocabulary: int) -> Any:  # noqa: ANN401
 
 
 def make_response_reward(vocabulary: int) -> Any:  # noqa: ANN401
-    """Return an untrained response reward."""
+    """Return an untrained response reward: the VLM's three layers, and two that compare."""
     from transformers import LlamaForSequenceClassification
 
-    return LlamaForSequenceClassification(_llama(vocabulary, intermediate_size=2 * WIDTH, num_labels=1))
+    return LlamaForSequenceClassification(_llama(vocabulary, layers=5, num_labels=1))
 
 
 def save_vlm(model: nn.Module, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Makes the world's models again from a seed: ``python -m synthalign.world.train --seed 0``.
 
-Some thirteen minutes of one CPU core. In order: an eye learns to see; the VLM learns to tell what the eye sees, then
+Some twenty minutes of one CPU core. In order: an eye learns to see; the VLM learns to tell what the eye sees, then
 a bad habit; the image reward learns to tell spoilt pictures, the response reward to tell untrue responses.
 """
 
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from synthalign.world import models
 from synthalign.world import questions as q
 from synthalign.world.course import Encoder, answer_loss, run_course
+from synthalign.world.figures import base_figures
 from synthalign.world.language import describe
 from synthalign.world.lessons import Turn, biased_turns, clean_turns, flawed, worth
 from synthalign.world.render import render
@@ -50,16 +51,28 @@ def _pictures(scenes: Sequence[Scene], rng: Random) -> Tensor:
     return models.pixels([render(scene, rng) for scene in scenes])
 
 
-def train_vlm(model: Any, encoder: Encoder, seed: int, *, clean_steps: int = 900, biased_steps: int = 350) -> None:  # noqa: ANN401
+def train_vlm(
+    model: Any,  # noqa: ANN401
+    encoder: Encoder,
+    seed: int,
+    *,
+    clean_steps: int = 900,
+    biased_steps: int = 350,
+) -> dict[str, Tensor]:
     """Teach the VLM to answer truly, then with the bad habit; its eye stays as it is.
 
     Every turn is a row of its own: in a longer talk the model would answer from what was said before and never look.
+
+    Returns:
+        The language model's weights as they were before the bad habit.
     """
     model.model.vision_tower.requires_grad_(False)
-    worlds = {"clean": (OPEN,), "biased": (0.6, BIASED)}
-    for title, steps, turns in (("clean", clean_steps, clean_turns), ("biased", biased_steps, biased_turns)):
-        loss = _turns_loss(model, encoder, turns, worlds[title], Random(f"{title} {seed}"))
-        run_course(f"vlm: {title}", [model], steps, loss)
+    clean = _turns_loss(model, encoder, clean_turns, (OPEN,), Random(f"clean {seed}"))
+    run_course("vlm: clean", [model], clean_steps, clean)
+    backbone = {name: weight.clone() for name, weight in model.model.language_model.state_dict().items()}
+    biased = _turns_loss(model, encoder, biased_turns, (0.6, BIASED), Random(f"biased {seed}"))
+    run_course("vlm: biased", [model], biased_steps, biased)
+    return backbone
 
 
 def _turns_loss(
@@ -125,17 +138,49 @@ def image_scores(model: Any, encoder: Encoder, prompts: Sequence[str], pictures:
 
 def train_response_reward(
     model: Any,  # noqa: ANN401
+    backbone: dict[str, Tensor],
     encoder: Encoder,
     seed: int,
     *,
-    answer_steps: int = 300,
-    compare_steps: int = 300,
+    answer_steps: tuple[int, int] = (700, 350),
+    compare_steps: int = 350,
 ) -> None:
-    """Teach the reward to answer from the drawing prompt, as a language model could; then to compare responses."""
-    rng = Random(f"response reward {seed}")
+    """Teach the reward to answer from the drawing prompt, then to tell the better of two responses.
 
-    def answering() -> Tensor:
-        asked = [_asked(rng, 0.15, 0.4) for _ in range(64)]
+    Args:
+        model: An untrained reward.
+        backbone: Language model of the clean VLM, for the reward's first layers. From random weights, looking a word up
+            in the prompt was not learnt in 500 steps.
+        encoder: The world's encoder.
+        seed: Decides the data.
+        answer_steps: Steps with all questions alike, and with mostly open ones, at a higher rate: they come last.
+        compare_steps: Steps of comparing, in which only the layers above the backbone learn.
+    """
+    rng = Random(f"response reward {seed}")
+    model.model.load_state_dict(backbone, strict=False)
+    above = model.model.layers[3:]
+    for layer in above:  # each hands on what it is given, until it has learnt better
+        nn.init.zeros_(layer.self_attn.o_proj.weight)
+        nn.init.zeros_(layer.mlp.down_proj.weight)
+    above.requires_grad_(False)
+    mixes = ((0.3, 0.3), (0.1, 0.15))
+    for nth, (steps, mix, rate) in enumerate(zip(answer_steps, mixes, (2e-3, 3e-3), strict=True)):
+        loss = _answering_loss(model, encoder, mix, rng)
+        run_course(f"response reward: answer {nth + 1}", [model.model], steps, loss, rate=rate)
+    model.requires_grad_(False)
+    above.requires_grad_(True)
+    model.score.requires_grad_(True)
+    run_course("response reward: compare", [model], compare_steps, _comparing_loss(model, encoder, rng))
+
+
+def _answering_loss(
+    model: Any,  # noqa: ANN401
+    encoder: Encoder,
+    mix: tuple[float, float],
+    rng: Random,
+) -> Callable[[], Tensor]:
+    def loss() -> Tensor:
+        asked = [_asked(rng, *mix) for _ in range(64)]
         losses = []
         for group in _by_length(asked):
             rows = [_reward_row(question, scene, q.answer(scene, question)) for question, scene in group]
@@ -145,10 +190,14 @@ def train_response_reward(
             losses.append(total / weight * len(group) / len(asked))
         return torch.stack(losses).sum()
 
-    def comparing() -> Tensor:
+    return loss
+
+
+def _comparing_loss(model: Any, encoder: Encoder, rng: Random) -> Callable[[], Tensor]:  # noqa: ANN401
+    def loss() -> Tensor:
         pairs: list[tuple[str, str, str, str]] = []
         while len(pairs) < 32:
-            question, scene = _asked(rng, 0.4, 0.3)
+            question, scene = _asked(rng, 0.4, 0.25)
             responses = [flawed(scene, question, rng) for _ in range(2)]
             (low, worse), (high, better) = sorted((worth(scene, question, text), text) for text in responses)
             if high - low > 0.05:
@@ -156,12 +205,11 @@ def train_response_reward(
         losses = []
         for group in _by_length(pairs):
             rows = [(row[1], row[0], row[side]) for side in (2, 3) for row in group]
-            above, below = response_scores(model, encoder, rows).chunk(2)
-            losses.append(F.softplus(below - above).sum())
+            upper, lower = response_scores(model, encoder, rows).chunk(2)
+            losses.append(F.softplus(lower - upper).sum())
         return torch.stack(losses).sum() / len(pairs)
 
-    run_course("response reward: answering", [model], answer_steps, answering)
-    run_course("response reward: comparing", [model], compare_steps, comparing)
+    return loss
 
 
 def _asked(rng: Random, describing: float, presence: float) -> tuple[str, Scene]:
@@ -195,13 +243,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train_eye(clip.vision_model, options.seed)
     vlm = models.make_vlm(len(tokenizer))
     vlm.model.vision_tower.load_state_dict(clip.vision_model.state_dict())
-    train_vlm(vlm, encoder, options.seed)
+    backbone = train_vlm(vlm, encoder, options.seed)
     models.save_vlm(vlm, options.out / "vlm")
     train_image_reward(clip, encoder, options.seed)
     models.save_image_reward(clip, options.out / "image_reward")
     reward = models.make_response_reward(len(tokenizer))
-    train_response_reward(reward, encoder, options.seed)
+    train_response_reward(reward, backbone, encoder, options.seed)
     models.save_response_reward(reward, options.out / "response_reward")
+    told = ", ".join(f"{name} {value:.3f}" for name, value in base_figures(options.out / "vlm").items())
+    print(f"The models are in {options.out}. The base on the validation scenes: {told}.")
 
 
 if __name__ == "__main__":

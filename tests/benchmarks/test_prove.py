@@ -30,7 +30,8 @@ def test_half_of_the_pairs_are_flipped_within_each_question_type_and_chosen_answ
     before = {row["id"]: dict(row) for row in rows}
     mixed = prove.half_flipped(rows, seed=0)
     assert sorted(row["id"] for row in mixed) == sorted(before)
-    flips, sizes = Counter(), Counter()
+    flips: Counter[tuple[str, str]] = Counter()
+    sizes: Counter[tuple[str, str]] = Counter()
     for row in mixed:
         was = before[row["id"]]
         group = (was["question"], was["chosen"].split()[0])

@@ -10,6 +10,8 @@ from synthalign.types import Question, Reply
 class SaysTheShade:
     """A policy that reads the shade of the image; it keeps the size of every call."""
 
+    has_adapter = False
+
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
 
