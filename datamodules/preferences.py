@@ -1,5 +1,6 @@
 """Preference pairs for training: made on setup, or read from a set that exists."""
 
+import json
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -13,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from synthalign.datamodules.batches import LengthGroupedBatches, TrainingLoader, even_batches
 from synthalign.dpo.batch import PairTokens, collate
-from synthalign.pairs import Echo, Empty, ForeignScript, Identical, TooClose, refuse, surplus
+from synthalign.pairs import PAIR_GATES, RESPONSE_GATES, refuse, surplus
 from synthalign.pipeline import Synthesis, summary
-from synthalign.store import seed_of
+from synthalign.store import seed_of, write_atomically
 from synthalign.tables import IMAGE_TOKEN, PairSet, read_pairs
 from synthalign.types import Drop, PairGate, ResponseGate
 from synthalign.vlm import Chat
@@ -27,7 +28,7 @@ SHOWN_DROPS = 20
 class SyntheticPreferenceDataModule(LightningDataModule):
     """Preference pairs, made from prompts on ``setup("fit")`` or read from an existing set.
 
-    Give ``synthesis`` or ``pairs``. What is unfit is dropped, counted and named; nothing else is.
+    Give ``synthesis`` or ``pairs``. What is dropped is counted, and named with its reason in the run's dropped.jsonl.
 
     Args:
         synthesis: How to make the pairs. Whatever is on disk already is not made again.
@@ -70,10 +71,8 @@ class SyntheticPreferenceDataModule(LightningDataModule):
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length must be >= 1, or null for the policy's own limit, got {max_length}")
         self.synthesis, self.pairs, self.images = synthesis, pairs, images
-        self.response_gates: list[ResponseGate] = (
-            [Empty(), Echo(), ForeignScript()] if response_gates is None else response_gates
-        )
-        self.pair_gates: list[PairGate] = [Identical(), TooClose()] if pair_gates is None else pair_gates
+        self.response_gates: list[ResponseGate] = list(RESPONSE_GATES) if response_gates is None else response_gates
+        self.pair_gates: list[PairGate] = list(PAIR_GATES) if pair_gates is None else pair_gates
         self.balance_yes_no, self.max_length, self.val_share = balance_yes_no, max_length, val_share
         self.batch_size, self.num_workers, self.seed, self.chat = batch_size, num_workers, seed, chat
         self.dropped: list[tuple[str, Drop]] = []
@@ -103,10 +102,10 @@ class SyntheticPreferenceDataModule(LightningDataModule):
         """
         if self.synthesis is None:
             raise ValueError("there is nothing to synthesize: the datamodule has no synthesis")
-        return self.synthesis.run(*self._place)
+        return self.synthesis.run(*self._rank_and_size)
 
     @property
-    def _place(self) -> tuple[int, int]:
+    def _rank_and_size(self) -> tuple[int, int]:
         """This process's rank, and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
@@ -124,20 +123,20 @@ class SyntheticPreferenceDataModule(LightningDataModule):
 
     def _split(self, pairs: PairSet) -> None:
         """Drop what is unfit, then split by image."""
-        self.dropped, fit = list(pairs.dropped), []
+        self.dropped, kept = list(pairs.dropped), []
         for index, row in enumerate(pairs.rows):
             entry = self._entry(pairs, index)
             if isinstance(entry, Drop):
                 self.dropped.append((row.id, entry))
             else:
-                fit.append(entry)
-        rows = [pairs.rows[entry.place] for entry in fit]
+                kept.append(entry)
+        rows = [pairs.rows[entry.place] for entry in kept]
         if self.balance_yes_no:
             left_out = surplus([row.id for row in rows], [row.chosen for row in rows], self.seed)
             self.dropped += [(row_id, Drop("surplus", "of the commoner answer")) for row_id in sorted(left_out)]
-            fit = [entry for entry, row in zip(fit, rows, strict=True) if row.id not in left_out]
+            kept = [entry for entry, row in zip(kept, rows, strict=True) if row.id not in left_out]
         sides: tuple[list[Entry], list[Entry]] = [], []
-        for entry in fit:
+        for entry in kept:
             image_id = pairs.rows[entry.place].image_id
             sides[seed_of(self.seed, "split", image_id) < self.val_share * 2**63].append(entry)
         self.train_set, self.val_set = (PairDataset(pairs, entries) for entries in sides)
@@ -166,13 +165,20 @@ class SyntheticPreferenceDataModule(LightningDataModule):
         return Entry(index, chosen, rejected, length)
 
     def _tell(self) -> None:
+        """Say what there is and what was dropped; every drop with its reason goes into the run's folder."""
+        run = self.trainer.log_dir if self.trainer is not None and self.trainer.loggers else None  # asks all ranks
         if self.trainer is not None and not self.trainer.is_global_zero:
             return
+        if run is not None:
+            Path(run).mkdir(parents=True, exist_ok=True)
+            rows = ({"id": row_id, **drop._asdict()} for row_id, drop in self.dropped)
+            content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_atomically(Path(run) / "dropped.jsonl", content.encode())
         assert self.train_set is not None and self.val_set is not None
         lines = [summary(len(self.train_set) + len(self.val_set), self.dropped)]
         if self.val_share or self._validating:
             lines[0] += f"; {len(self.val_set)} held out for validation"
-        if self.synthesis is None:  # made pairs keep their drops, with the reasons, in their own table
+        if self.synthesis is None:  # of made pairs, most drops are a recipe's daily bread: dropped.jsonl names them
             lines += [f"  {row_id}: {drop.reason} ({drop.detail})" for row_id, drop in self.dropped[:SHOWN_DROPS]]
             if len(self.dropped) > SHOWN_DROPS:
                 lines.append(f"  and {len(self.dropped) - SHOWN_DROPS} more")
@@ -185,7 +191,7 @@ class SyntheticPreferenceDataModule(LightningDataModule):
             ValueError: There are fewer batches than processes.
         """
         assert self.train_set is not None
-        rank, world_size = self._place
+        rank, world_size = self._rank_and_size
         batches = LengthGroupedBatches(
             self.train_set.lengths, self.batch_size, seed=self.seed, rank=rank, world_size=world_size
         )
@@ -205,7 +211,7 @@ class SyntheticPreferenceDataModule(LightningDataModule):
         assert self.val_set is not None
         if not len(self.val_set):
             return self.test_dataloader() if self._validating else []
-        rank, world_size = self._place
+        rank, world_size = self._rank_and_size
         batches = even_batches(self.val_set.lengths, self.batch_size, rank=rank, world_size=world_size)
         return DataLoader(self.val_set, batch_sampler=batches, **self._settings)
 

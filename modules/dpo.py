@@ -61,6 +61,8 @@ class DPOModule(LightningModule):
         answer_batch_size: int = 16,
     ) -> None:
         super().__init__()
+        if answer_batch_size < 1:
+            raise ValueError(f"answer_batch_size must be >= 1, got {answer_batch_size}")
         self.policy, self.revision, self.dtype_name = policy, revision, dtype
         self.loss, self.lora, self.adapter = loss, lora, adapter
         self.optimizer, self.schedule = optimizer, schedule

@@ -108,6 +108,13 @@ class TooClose:
         return None
 
 
+RESPONSE_GATES: tuple[ResponseGate, ...] = (Empty(), Echo(), ForeignScript())
+"""What keeps unfit responses out where nothing else is said."""
+
+PAIR_GATES: tuple[PairGate, ...] = (Identical(), TooClose())
+"""What keeps unfit pairs out where nothing else is said."""
+
+
 def refuse(
     response_gates: Sequence[ResponseGate],
     pair_gates: Sequence[PairGate],

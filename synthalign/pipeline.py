@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from synthalign import tables
-from synthalign.pairs import BestWorst, Echo, Empty, ForeignScript, Identical, TooClose
+from synthalign.pairs import PAIR_GATES, RESPONSE_GATES, BestWorst
 from synthalign.store import (
     Landing,
     Shard,
@@ -238,7 +238,7 @@ class Synthesis:
             for k, scale in enumerate(scales)
             for row_id, prompt in rows
         ]
-        images = self.generator.generate(requests)
+        images = _as_many(self.generator, self.generator.generate(requests), requests)
         drawn = [
             {"seed": request.seed, "guidance_scale": request.guidance_scale, "image": _png(image)}
             for request, image in zip(requests, images, strict=True)
@@ -251,7 +251,7 @@ class Synthesis:
     def _rank(self, draws: Rows) -> Rows:
         prompts = [row["prompt"] for row in draws for _ in row["candidates"]]
         images = [_image(candidate["image"]) for row in draws for candidate in row["candidates"]]
-        scores = self.image_reward.score(prompts, images).tolist()
+        scores = _as_many(self.image_reward, self.image_reward.score(prompts, images).tolist(), images)
         ranked = []
         for row in draws:
             own, scores = scores[: len(row["candidates"])], scores[len(row["candidates"]) :]
@@ -274,8 +274,7 @@ class Synthesis:
             [question for (_, _, question), _ in flat],
             None if self.greedy else seeds,
         )
-        if len(replies) != len(flat):
-            raise ValueError(f"{type(responder).__name__} gave {len(replies)} replies to {len(flat)} questions")
+        _as_many(responder, replies, flat)
         said = [{"text": one.text, "truncated": one.truncated} for one in replies]
         name = Path(str(getattr(responder, "model", type(responder).__name__))).name
         return [
@@ -308,6 +307,7 @@ class Synthesis:
                 [row["question"] for row, _ in fit],
                 [one["text"] for _, one in fit],
             ).tolist()
+            _as_many(self.response_reward, scores, fit)
             for (_, one), score in zip(fit, scores, strict=True):
                 one["score"] = score if math.isfinite(score) else None
         return list(by_id.values())
@@ -354,11 +354,11 @@ class Synthesis:
 
     @property
     def _response_gates(self) -> Sequence[ResponseGate]:
-        return [Empty(), Echo(), ForeignScript()] if self.response_gates is None else self.response_gates
+        return RESPONSE_GATES if self.response_gates is None else self.response_gates
 
     @property
     def _pair_gates(self) -> Sequence[PairGate]:
-        return [Identical(), TooClose()] if self.pair_gates is None else self.pair_gates
+        return PAIR_GATES if self.pair_gates is None else self.pair_gates
 
 
 def summary(num_pairs: int, dropped: Sequence[tuple[str, Drop]]) -> str:
@@ -366,6 +366,13 @@ def summary(num_pairs: int, dropped: Sequence[tuple[str, Drop]]) -> str:
     counts = Counter(drop.reason for _, drop in dropped)
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
     return f"{num_pairs} pairs; dropped {counts.total()}" + (f" ({reasons})" if reasons else "")
+
+
+def _as_many(part: Any, results: list[Any], inputs: Sequence[Any]) -> list[Any]:  # noqa: ANN401
+    """Return a part's results, if there are as many as inputs."""
+    if len(results) != len(inputs):
+        raise ValueError(f"{type(part).__name__} gave {len(results)} results for {len(inputs)} inputs")
+    return results
 
 
 def _png(image: Image.Image) -> bytes:

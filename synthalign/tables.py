@@ -293,6 +293,8 @@ def read_prompts(path: Path) -> list[PromptRow]:
         prompt = PromptRow(field(row, "id", where), field(row, "prompt", where), tuple(questions))
         if not all(text.strip() for text in (prompt.prompt, *prompt.questions)):
             raise ValueError(f"{where}: the prompt or a question is empty")
+        if any(IMAGE_TOKEN in question for question in questions):
+            raise ValueError(f"{where}: leave {IMAGE_TOKEN!r} out of the question; the model's template puts it there")
         if prompt.id in seen:
             raise ValueError(f"{where}: id {prompt.id!r} stands twice; rows are joined by id")
         seen.add(prompt.id)

@@ -535,9 +535,18 @@ def test_an_image_without_a_score_never_wins_and_none_with_one_is_a_mistake(scri
     assert "\n" not in str(caught.value)
 
 
-def test_a_responder_that_leaves_questions_out_is_a_mistake(scripted, monkeypatch):
-    monkeypatch.setattr(Script, "respond", lambda self, images, questions, seeds=None: [Reply("A dog. 2")])
-    with pytest.raises(ValueError, match="Script gave 1 replies to 2 questions"):
+@pytest.mark.parametrize(
+    ("part", "method", "result", "line"),
+    [
+        (Renderer, "generate", [], "Renderer gave 0 results for 2 inputs"),
+        (Brightness, "score", torch.ones(3), "Brightness gave 3 results for 2 inputs"),
+        (Script, "respond", [Reply("A dog. 2")], "Script gave 1 results for 2 inputs"),
+        (Marks, "score", torch.ones(1), "Marks gave 1 results for 2 inputs"),
+    ],
+)
+def test_a_part_that_leaves_rows_out_is_a_mistake(part, method, result, line, scripted, monkeypatch):
+    monkeypatch.setattr(part, method, lambda self, *rows: result)
+    with pytest.raises(ValueError, match=line):
         scripted("A dog. 2", "A cat. 1")
 
 

@@ -418,6 +418,7 @@ def test_prompts_may_ask_one_question_or_several(tmp_path):
         ({"id": "b", "prompt": "a cat"}, "expected 'question' (text) or 'questions' (a list of texts)"),
         ({"id": "b", "prompt": "a cat", "questions": []}, "expected 'question' (text) or 'questions'"),
         ({"id": "b", "prompt": "a cat", "questions": "What?"}, "expected 'question' (text) or 'questions'"),
+        ({"id": "b", "prompt": "a cat", "question": "<image> What?"}, "leave '<image>' out of the question"),
         ({"id": "a", "prompt": "a cat", "question": "What?"}, "id 'a' stands twice; rows are joined by id"),
     ],
 )

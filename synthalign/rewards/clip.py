@@ -36,7 +36,9 @@ class CLIPReward:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        """Refuse a folder that is not there."""
+        """Refuse settings that cannot be meant, and a folder that is not there."""
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, got {self.batch_size}")
         check_folder(self.model)
         check_folder(self.processor or self.model)
 

@@ -39,7 +39,9 @@ class SequenceClassificationReward:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        """Refuse a format that does not hold the question, and a folder that is not there."""
+        """Refuse settings that cannot be meant, and a folder that is not there."""
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, got {self.batch_size}")
         check_folder(self.model)
         try:
             filled = self.question_format.format(prompt="p", question="<q>")
@@ -105,8 +107,10 @@ class SequenceClassificationReward:
         ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad)
         mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
         config.pad_token_id = pad
-        logits = network(input_ids=ids.to(network.device), attention_mask=mask.to(network.device)).logits
-        config.pad_token_id = own
+        try:
+            logits = network(input_ids=ids.to(network.device), attention_mask=mask.to(network.device)).logits
+        finally:
+            config.pad_token_id = own
         return logits[:, 0].float().tolist()
 
     def release(self) -> None:

@@ -75,5 +75,10 @@ def test_half_precision_scores_nearly_the_same(tiny_clip):
     torch.testing.assert_close(half, CLIPReward(model=str(tiny_clip)).score(PROMPTS, IMAGES), atol=0.5, rtol=0.05)
 
 
+def test_a_batch_of_none_is_refused(tiny_clip):
+    with pytest.raises(ValueError, match="batch_size must be >= 1, got 0"):
+        CLIPReward(model=str(tiny_clip), batch_size=0)
+
+
 def test_nothing_scores_nothing(tiny_clip):
     assert CLIPReward(model=str(tiny_clip)).score([], []).shape == (0,)

@@ -133,6 +133,11 @@ def test_a_conversation_that_is_too_long_loses_its_end(tiny_reward):
     assert endless[0] == endless[1]  # the model has 512 positions
 
 
+def test_a_batch_of_none_is_refused(tiny_reward):
+    with pytest.raises(ValueError, match="batch_size must be >= 1, got 0"):
+        SequenceClassificationReward(model=str(tiny_reward), batch_size=0)
+
+
 def test_nothing_scores_nothing(tiny_reward):
     reward = SequenceClassificationReward(model=str(tiny_reward))
     assert reward.score([], [], [], []).shape == (0,)
