@@ -24,7 +24,7 @@ def run_course(
     Args:
         title: stands before the progress bar.
         parts: modules whose weights are trained, and left in eval mode.
-        steps: optimizer steps.
+        steps: optimizer steps; 0 trains nothing.
         loss: makes a fresh batch and returns its loss.
         rate: peak learning rate.
     """
@@ -36,7 +36,8 @@ def run_course(
     optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
     warm_up = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / warm_up) * (0.525 + 0.475 * math.cos(math.pi * step / steps))
+        optimizer,
+        lambda step: min(1.0, (step + 1) / warm_up) * (0.525 + 0.475 * math.cos(math.pi * step / max(1, steps))),
     )
     bar = tqdm(range(steps), desc=f"{title:28}", mininterval=1.0)
     for step in bar:

@@ -203,7 +203,7 @@ def test_the_image_reward_picks_better_images_than_chance_by_its_own_interface(i
     from transformers import AutoProcessor
 
     reader = AutoProcessor.from_pretrained(WEIGHTS / "image_reward")
-    rng = Random(0)
+    rng, encoder = Random(0), Encoder(tokenizer("vlm"))
     picked = mean = 0.0
     for _ in range(60):
         meant = sample(rng, HALF)
@@ -214,9 +214,7 @@ def test_the_image_reward_picks_better_images_than_chance_by_its_own_interface(i
         )
         with torch.no_grad():
             scores = image_reward(**inputs).logits_per_text[0]
-            own = image_scores(
-                image_reward, Encoder(models.make_tokenizer()), [describe(meant)], models.pixels(images)
-            )[0]
+            own = image_scores(image_reward, encoder, [describe(meant)], models.pixels(images))[0]
         torch.testing.assert_close(scores, own, atol=1e-4, rtol=1e-4)
         errors = [mistakes(meant, scene) for scene in drawn]
         picked += errors[int(scores.argmax())]
