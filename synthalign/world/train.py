@@ -1,6 +1,6 @@
 """Makes the world's models again from a seed: ``python -m synthalign.world.train --seed 0``.
 
-Some twenty minutes of one CPU core. In order: an eye learns to see; the VLM learns to tell what the eye sees, then
+In order: an eye learns to see; the VLM learns to tell what the eye sees, then
 a bad habit; the image reward learns to tell spoilt pictures, the response reward to tell untrue responses.
 """
 
