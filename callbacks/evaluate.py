@@ -41,7 +41,8 @@ class Evaluate(Callback):
     Args:
         evals: What to sit.
         at_start: Evaluate before the first step of a fit; without it there is no ``before``.
-        every_n_epochs: Evaluate after every n-th epoch, and after the last.
+        every_n_epochs: Evaluate after every n-th epoch, and after the last. In between, monitors see the last figures:
+            give ModelCheckpoint the same ``every_n_epochs``.
         baseline: Under ``test``, evaluate the base model too where the policy has an adapter.
 
     Raises:
@@ -93,9 +94,6 @@ class Evaluate(Callback):
         completed = trainer.current_epoch + 1
         if completed % self.every_n_epochs == 0:
             self._sit_epoch(trainer, pl_module, completed)
-        elif self.history:  # what monitors metrics must not take the last evaluation's for this epoch's
-            for key in self.history[-1]["metrics"]:
-                trainer.callback_metrics.pop(key, None)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the final model if the last epoch's evaluation was left out."""

@@ -169,7 +169,7 @@ class SyntheticPreferenceDataModule(LightningDataModule):
         run = self.trainer.log_dir if self.trainer is not None and self.trainer.loggers else None  # asks all ranks
         if self.trainer is not None and not self.trainer.is_global_zero:
             return
-        if run is not None:
+        if run is not None and self.dropped:
             Path(run).mkdir(parents=True, exist_ok=True)
             rows = ({"id": row_id, **drop._asdict()} for row_id, drop in self.dropped)
             content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

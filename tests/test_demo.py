@@ -16,8 +16,9 @@ def test_hallucination_falls_and_coverage_stays(tmp_path: Path, monkeypatch: pyt
     text = (ROOT / "configs" / "demo.yaml").read_text().replace("runs/demo", str(tmp_path))
     config = yaml.safe_load(text)
     config["trainer"]["max_epochs"] = 4  # as many steps from fewer pairs
-    captions = config["trainer"]["callbacks"][0]
+    captions, save, _ = config["trainer"]["callbacks"]
     captions["init_args"] = {"evals": captions["init_args"]["evals"][:1], "every_n_epochs": 4}
+    config["trainer"]["callbacks"] = [captions, save]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     main(["world", str(tmp_path / "world"), "--num-prompts", "120", "--num-scenes", "1"])
     main(["fit", "--config", str(tmp_path / "config.yaml")])
