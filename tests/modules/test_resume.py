@@ -12,6 +12,7 @@ from synthalign.dpo.schedules import WarmupCosine
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode"),  # the frozen base is meant to be
     pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),  # nothing is held out
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists"),  # the run's folder: it holds dropped.jsonl
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),  # a resumed run keeps its own checkpoints
 ]
 
