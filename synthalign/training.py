@@ -88,8 +88,8 @@ def _loggers(root: Path, command: str) -> list[Any]:
 
 
 NOISE = re.compile(
-    r"Subtypes:|Errors:|Given value type:|Given value: (Namespace|\{)|Does not validate against"
-    r"|Expected a <class 'NoneType'>"
+    r"Subtypes:|Errors:|Given value type:|Given value: (Namespace|\{|\[)|Does not validate against"
+    r"|Expected a <class 'NoneType'>|Not a valid subclass|Subclass types expect|a class path \(str\)|a dict with"
 )
 """Lines of a parser's report that say nothing to the person who wrote the config."""
 
