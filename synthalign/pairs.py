@@ -2,9 +2,10 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from synthalign.store import seed_of
 from synthalign.types import Drop, PairGate, ResponseGate
@@ -115,6 +116,11 @@ PAIR_GATES: tuple[PairGate, ...] = (Identical(), TooClose())
 """What keeps unfit pairs out where nothing else is said."""
 
 
+def first_drop(gates: Iterable[Callable[..., Drop | None]], *row: Any) -> Drop | None:  # noqa: ANN401
+    """Return the objection of the first gate that has one, or None; ``row`` is what the gates are asked about."""
+    return next((drop for gate in gates if (drop := gate(*row)) is not None), None)
+
+
 def refuse(
     response_gates: Sequence[ResponseGate],
     pair_gates: Sequence[PairGate],
@@ -125,10 +131,9 @@ def refuse(
 ) -> Drop | None:
     """Return the first objection to a pair, naming the side at fault, or None."""
     for side, response in (("chosen", chosen), ("rejected", rejected)):
-        for gate in response_gates:
-            if drop := gate(question, response):
-                return Drop(drop.reason, f"{side}: {drop.detail}")
-    return next((drop for gate in pair_gates if (drop := gate(chosen, rejected, margin))), None)
+        if drop := first_drop(response_gates, question, response):
+            return Drop(drop.reason, f"{side}: {drop.detail}")
+    return first_drop(pair_gates, chosen, rejected, margin)
 
 
 def surplus(ids: Sequence[str], chosen: Sequence[str], seed: int) -> set[str]:

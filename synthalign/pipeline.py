@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from synthalign import tables
-from synthalign.pairs import PAIR_GATES, RESPONSE_GATES, BestWorst
+from synthalign.pairs import PAIR_GATES, RESPONSE_GATES, BestWorst, first_drop
 from synthalign.store import (
     Landing,
     Shard,
@@ -318,7 +318,7 @@ class Synthesis:
         for row in scored:
             refused, fit = [], []
             for one in row["candidates"]:
-                drop = next((d for gate in self._response_gates if (d := gate(row["question"], one["text"]))), None)
+                drop = first_drop(self._response_gates, row["question"], one["text"])
                 if drop is None and one["score"] is None:
                     drop = Drop("unscored", "the reward model gave no finite score" if one["text"].strip() else "empty")
                 if drop is None:
@@ -345,8 +345,7 @@ class Synthesis:
             return Drop("no_preference", f"the rule finds no pair among {len(fit)} responses")
         chosen, rejected = (fit[position] for position in picked)
         margin = chosen["score"] - rejected["score"]
-        drops = (gate(chosen["text"], rejected["text"], margin) for gate in self._pair_gates)
-        return next((drop for drop in drops if drop is not None), (chosen, rejected))
+        return first_drop(self._pair_gates, chosen["text"], rejected["text"], margin) or (chosen, rejected)
 
     @property
     def _rule(self) -> PairRule:
