@@ -1,7 +1,7 @@
 """The order of batches: pairs alike in length share one, every rank has its own, and all have equally many."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader
@@ -12,29 +12,63 @@ WINDOW_BATCHES = 16
 """Pairs are sorted by length inside windows of this many batches of the shuffled table."""
 
 
+class Steps(Protocol):
+    """What the ranks do in an epoch: steps of one batch of positions for every rank, as many in every epoch."""
+
+    def __len__(self) -> int:
+        """Return the number of an epoch's steps."""
+
+    def __call__(self, epoch: int) -> list[list[list[int]]]:
+        """Return the steps of an epoch, each a batch for every rank."""
+
+
 class LengthGroupedBatches:
-    """Batches of positions for training, shuffled anew each epoch and fixed by (seed, epoch).
+    """Batches of a fixed number of rows, shuffled anew each epoch and fixed by (seed, epoch).
 
     Every rank gets the same number of batches: up to world_size - 1 of an epoch's batches, other ones each time, are
-    left out.
+    left out. Ranks together take the batches of one process.
 
     Args:
         lengths: Of the rows, tokens.
         batch_size: Rows per batch and rank.
         seed: Of the order.
-        rank: Of this process.
         world_size: Number of processes.
     """
 
-    def __init__(
-        self, lengths: Sequence[int], batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
-        self.rank, self.world_size, self.epoch = rank, world_size, 0
+    def __init__(self, lengths: Sequence[int], batch_size: int, *, seed: int, world_size: int = 1) -> None:
+        self.lengths, self.batch_size, self.seed, self.world_size = lengths, batch_size, seed, world_size
+
+    def __len__(self) -> int:
+        """Return the number of an epoch's steps."""
+        return len(range(0, len(self.lengths), self.batch_size)) // self.world_size
+
+    def __call__(self, epoch: int) -> list[list[list[int]]]:
+        """Return the steps of an epoch, each a batch for every rank."""
+        noise = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
+        order = torch.randperm(len(self.lengths), generator=noise).tolist()
+        window = WINDOW_BATCHES * self.batch_size
+        batches = []
+        for start in range(0, len(order), window):
+            alike = sorted(order[start : start + window], key=lambda row: (self.lengths[row], row))
+            batches += [alike[at : at + self.batch_size] for at in range(0, len(alike), self.batch_size)]
+        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=noise).tolist()]
+        return [shuffled[at * self.world_size : (at + 1) * self.world_size] for at in range(len(self))]
+
+
+class RankBatches:
+    """One rank's batches of an epoch; a batch sampler.
+
+    Args:
+        steps: What all ranks do.
+        rank: Of this process.
+    """
+
+    def __init__(self, steps: Steps, *, rank: int = 0) -> None:
+        self.steps, self.rank, self.epoch = steps, rank, 0
         self.done = (0, 0)  # an epoch, and how many of its batches a run that goes on has seen already
 
     @property
-    def sampler(self) -> "LengthGroupedBatches":
+    def sampler(self) -> "RankBatches":
         """Itself: Lightning tells the epoch to the sampler inside a batch sampler, never to a batch sampler."""
         return self
 
@@ -44,20 +78,12 @@ class LengthGroupedBatches:
 
     def __len__(self) -> int:
         """Return the number of batches of one rank."""
-        return len(range(0, len(self.lengths), self.batch_size)) // self.world_size
+        return len(self.steps)
 
     def __iter__(self) -> Iterator[list[int]]:
         """Give this rank's batches."""
-        noise = torch.Generator().manual_seed(seed_of(self.seed, "order", self.epoch))
-        order = torch.randperm(len(self.lengths), generator=noise).tolist()
-        window = WINDOW_BATCHES * self.batch_size
-        batches = []
-        for start in range(0, len(order), window):
-            alike = sorted(order[start : start + window], key=lambda row: (self.lengths[row], row))
-            batches += [alike[at : at + self.batch_size] for at in range(0, len(alike), self.batch_size)]
-        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=noise).tolist()]
-        own = shuffled[self.rank : len(self) * self.world_size : self.world_size]
-        yield from own[self.first :]
+        for step in self.steps(self.epoch)[self.first :]:
+            yield step[self.rank]
 
     @property
     def first(self) -> int:
@@ -67,13 +93,13 @@ class LengthGroupedBatches:
 
 
 class TrainingLoader(DataLoader[Any]):
-    """A loader of LengthGroupedBatches that a run can go on with inside an epoch.
+    """A loader of RankBatches that a run can go on with inside an epoch.
 
     It begins with its first batch, not when it is asked for an iterator: Lightning asks before it has restored the
     epoch of the run that it goes on with, and worker processes would be sent the batches of another one.
     """
 
-    batch_sampler: LengthGroupedBatches
+    batch_sampler: RankBatches
     given = 0  # batches of the epoch, so far
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # an iterator is all that is asked of it

@@ -2,18 +2,21 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader
+from tqdm import tqdm
 
-from synthalign.datamodules.batches import LengthGroupedBatches, TrainingLoader, even_batches
-from synthalign.dpo.batch import PairTokens, collate
+from synthalign.datamodules.batches import LengthGroupedBatches, RankBatches, Steps, TrainingLoader, even_batches
+from synthalign.datamodules.dataset import Entry, PairDataset
+from synthalign.datamodules.filling import FilledBatches, Limit, batches_by_length, held_out_batches
+from synthalign.dpo.batch import PairTokens, PreferenceBatch, collate
 from synthalign.pairs import PAIR_GATES, RESPONSE_GATES, refuse, surplus
 from synthalign.pipeline import Synthesis, summary
 from synthalign.store import seed_of, write_atomically
@@ -38,10 +41,14 @@ class SyntheticPreferenceDataModule(LightningDataModule):
         response_gates: Which responses of ``pairs`` are unfit: Empty, Echo and ForeignScript by default.
         pair_gates: Which pairs of ``pairs`` are unfit: Identical and TooClose by default.
         balance_yes_no: Leave out surplus pairs so that as many choose "yes…" as "no…".
-        max_length: Longest prompt plus response, tokens, image tokens counted; longer pairs are dropped. The policy's
-            own limit by default.
+        max_length: Longest prompt plus response, tokens, image tokens counted; longer pairs are dropped, none is ever
+            cut. The policy's own limit by default.
         val_share: Share of the images whose pairs are held out for validation, in [0, 1).
-        batch_size: Pairs per step and rank.
+        batch_size: Pairs per batch and rank.
+        max_tokens: Fill batches up to this many tokens instead of batch_size pairs; a pair costs its prompt, image
+            tokens counted, and both responses. One that costs more is a batch of its own.
+        shares_images: Keep pairs of one image in one batch where they fit, its tokens counting once towards
+            max_tokens: for a layout that runs them once. The command line links it from the layout.
         num_workers: Processes that prepare batches.
         seed: Of the split, the balance and the order.
         chat: The policy's; the command line links it.
@@ -59,6 +66,8 @@ class SyntheticPreferenceDataModule(LightningDataModule):
         max_length: int | None = None,
         val_share: float = 0.0,
         batch_size: int = 4,
+        max_tokens: int | None = None,
+        shares_images: bool = False,
         num_workers: int = 0,
         seed: int = 0,
         chat: Chat | None = None,
@@ -70,11 +79,14 @@ class SyntheticPreferenceDataModule(LightningDataModule):
             raise ValueError(f"val_share must be in [0, 1) and batch_size >= 1, got {val_share} and {batch_size}")
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length must be >= 1, or null for the policy's own limit, got {max_length}")
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens must be >= 1, or null to fill batches by batch_size, got {max_tokens}")
         self.synthesis, self.pairs, self.images = synthesis, pairs, images
         self.response_gates: list[ResponseGate] = list(RESPONSE_GATES) if response_gates is None else response_gates
         self.pair_gates: list[PairGate] = list(PAIR_GATES) if pair_gates is None else pair_gates
         self.balance_yes_no, self.max_length, self.val_share = balance_yes_no, max_length, val_share
-        self.batch_size, self.num_workers, self.seed, self.chat = batch_size, num_workers, seed, chat
+        self.batch_limit = Limit(batch_size=batch_size, max_tokens=max_tokens, shares_images=shares_images)
+        self.num_workers, self.seed, self.chat = num_workers, seed, chat
         self.dropped: list[tuple[str, Drop]] = []
         self.train_set: PairDataset | None = None
         self.val_set: PairDataset | None = None
@@ -144,7 +156,7 @@ class SyntheticPreferenceDataModule(LightningDataModule):
         if not sides[False]:
             raise ValueError(f"no pair is left to train on: {summary(len(sides[True]), self.dropped)}")
 
-    def _entry(self, pairs: PairSet, index: int) -> "Entry | Drop":
+    def _entry(self, pairs: PairSet, index: int) -> Entry | Drop:
         """Encode one pair's responses, or say why the pair is unfit."""
         if self.chat is None:
             raise ValueError("the datamodule needs the policy's chat: chat=module.chat (the command line links it)")
@@ -158,11 +170,12 @@ class SyntheticPreferenceDataModule(LightningDataModule):
             return Drop("image_token", f"a response contains {placeholder!r}")
         chosen, rejected = (self.chat.response_ids(row.question, text) for text in (row.chosen, row.rejected))
         prompt_length = self.chat.prompt_length(row.question, pairs.images.size(index))
-        length = prompt_length + max(len(chosen), len(rejected))
+        written = self.chat.tokenizer(self.chat.prompt(row.question), add_special_tokens=False).input_ids
+        entry = Entry(index, chosen, rejected, prompt_length, prompt_length - len(written))
         limit = self.max_length or self.chat.max_length
-        if length > limit:
-            return Drop("too_long", f"{length} tokens, the limit is {limit}")
-        return Entry(index, chosen, rejected, length)
+        if entry.length > limit:
+            return Drop("too_long", f"{entry.length} tokens, the limit is {limit}")
+        return entry
 
     def _tell(self) -> None:
         """Say what there is and what was dropped; every drop with its reason goes into the run's folder."""
@@ -185,21 +198,27 @@ class SyntheticPreferenceDataModule(LightningDataModule):
         sys.stderr.write("\n".join(lines) + "\n")
 
     def train_dataloader(self) -> TrainingLoader:
-        """Batches of pairs alike in length, in a seeded order, every rank its own.
+        """Batches of pairs alike in length, in a seeded order, every rank its own and as many.
 
         Raises:
-            ValueError: There are fewer batches than processes.
+            ValueError: There are fewer batches, or with ``max_tokens`` or ``shares_images`` pairs, than processes.
         """
         assert self.train_set is not None
         rank, world_size = self._rank_and_size
-        batches = LengthGroupedBatches(
-            self.train_set.lengths, self.batch_size, seed=self.seed, rank=rank, world_size=world_size
-        )
-        if not len(batches):
-            raise ValueError(
-                f"{len(self.train_set)} pairs are too few for {world_size} processes with a batch_size of "
-                f"{self.batch_size}: some would have nothing to train on; lower batch_size or the number of processes"
+        steps: Steps
+        if self._by_size:
+            steps = LengthGroupedBatches(
+                self.train_set.lengths, self.batch_limit.batch_size, seed=self.seed, world_size=world_size
             )
+        else:
+            steps = FilledBatches(self.train_set.loads, self.batch_limit, seed=self.seed, world_size=world_size)
+        if not len(steps):
+            size = f" with a batch_size of {self.batch_limit.batch_size}" if self._by_size else ""
+            raise ValueError(
+                f"{len(self.train_set)} pairs are too few for {world_size} processes{size}: some would have nothing "
+                f"to train on; lower {'batch_size or ' if size else ''}the number of processes"
+            )
+        batches = RankBatches(steps, rank=rank)
         self._loader = TrainingLoader(self.train_set, batch_sampler=batches, **self._settings)
         if self._resumed:
             self._loader.load_state_dict(self._resumed)
@@ -212,13 +231,54 @@ class SyntheticPreferenceDataModule(LightningDataModule):
         if not len(self.val_set):
             return self.test_dataloader() if self._validating else []
         rank, world_size = self._rank_and_size
-        batches = even_batches(self.val_set.lengths, self.batch_size, rank=rank, world_size=world_size)
+        if self._by_size:
+            batches = even_batches(self.val_set.lengths, self.batch_limit.batch_size, rank=rank, world_size=world_size)
+        else:
+            batches = held_out_batches(self.val_set.loads, self.batch_limit, rank=rank, world_size=world_size)
         return DataLoader(self.val_set, batch_sampler=batches, **self._settings)
 
     def test_dataloader(self) -> DataLoader:
         """One empty batch: without any, Lightning would skip the hooks in which the evaluations run."""
         nothing: Any = [[]]  # a list serves as a dataset
         return DataLoader(nothing, batch_size=None)
+
+    def fingerprints(self) -> list[tuple[str, str]]:
+        """Name what the log-probs of each pair, held-out ones included, depend on besides the model.
+
+        Returns:
+            Of each pair its id, and a digest of its prompt, its responses' tokens and its image's content; in the
+            order of the set, whatever is held out of it.
+        """
+        assert self.chat is not None and self.train_set is not None and self.val_set is not None
+        total = len(self.train_set) + len(self.val_set)
+        other = self._rank_and_size[0] > 0
+        found = []
+        with tqdm(total=total, desc="fingerprints", delay=2, leave=False, disable=other) as bar:
+            for dataset in (self.train_set, self.val_set):
+                for position, entry in enumerate(dataset.entries):
+                    found.append((entry.place, dataset.ids[position], dataset.fingerprint(position, self.chat)))
+                    bar.update()
+        return [(pair_id, name) for _, pair_id, name in sorted(found)]
+
+    def reference_batches(self, ids: Iterable[str]) -> Iterable[PreferenceBatch]:
+        """Return batches of these pairs, held-out ones too, each pair once, longest first: all for this process.
+
+        Raises:
+            KeyError: There is no such pair.
+        """
+        assert self.train_set is not None and self.val_set is not None
+        every: ConcatDataset[PairTokens] = ConcatDataset([self.train_set, self.val_set])
+        loads = self.train_set.loads + self.val_set.loads
+        places = {row_id: place for place, row_id in enumerate(self.train_set.ids + self.val_set.ids)}
+        asked = [places[row_id] for row_id in ids]
+        batches = batches_by_length([loads[place] for place in asked], self.batch_limit)
+        sampler = [[asked[row] for row in batch] for batch in batches]
+        return DataLoader(every, batch_sampler=sampler, **self._settings)
+
+    @property
+    def _by_size(self) -> bool:
+        """Whether batches are of so many pairs, whatever these are."""
+        return self.batch_limit.max_tokens is None and not self.batch_limit.shares_images
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -240,30 +300,3 @@ class SyntheticPreferenceDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on from there."""
         self._resumed = state_dict
-
-
-class Entry(NamedTuple):
-    """A pair that is fit: its place in the set, its responses' tokens, and the tokens of its longer row."""
-
-    place: int
-    chosen: list[int]
-    rejected: list[int]
-    length: int
-
-
-class PairDataset(Dataset[PairTokens]):
-    """Pairs that are fit; an image is opened when a batch needs it."""
-
-    def __init__(self, pairs: PairSet, entries: Sequence[Entry]) -> None:
-        self.pairs, self.entries = pairs, entries
-        self.lengths = [entry.length for entry in entries]
-
-    def __len__(self) -> int:
-        """Return the number of pairs."""
-        return len(self.entries)
-
-    def __getitem__(self, position: int) -> PairTokens:
-        """Return one pair with its image open."""
-        entry = self.entries[position]
-        row = self.pairs.rows[entry.place]
-        return PairTokens(row.id, self.pairs.images[entry.place], row.question, entry.chosen, entry.rejected)

@@ -5,6 +5,7 @@ A stage's row carries the id of the prompt (``kitchen-0001``) or, from the answe
 """
 
 import glob
+import hashlib
 import io
 import json
 import re
@@ -114,6 +115,10 @@ class ImageFiles(Sequence[Image.Image]):
         """Return (width, height) from the file's header."""
         return _header(self.paths[index])
 
+    def digest(self, index: int) -> str:
+        """Name the file's content in 16 hexadecimal digits; no pixel is decoded."""
+        return _digest(self.paths[index])
+
 
 class ImageColumn(Sequence[Image.Image]):
     """Images embedded in a table of the datasets library, or named in it, decoded as RGB when indexed.
@@ -140,6 +145,10 @@ class ImageColumn(Sequence[Image.Image]):
     def size(self, index: int) -> tuple[int, int]:
         """Return (width, height) from the image's header."""
         return _header(self._source(index), self._where(index))
+
+    def digest(self, index: int) -> str:
+        """Name the image's encoded content in 16 hexadecimal digits; no pixel is decoded."""
+        return _digest(self._source(index))
 
     def _where(self, index: int) -> str:
         return f"{self.place}, row {self.indices[index]}"
@@ -187,6 +196,11 @@ def _header(source: Path | io.BytesIO, where: str | None = None) -> tuple[int, i
             return image.size
     except _UNREADABLE as error:
         raise _unreadable(source, where, error) from None
+
+
+def _digest(source: Path | io.BytesIO) -> str:
+    content = source.read_bytes() if isinstance(source, Path) else source.getvalue()
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 # What Pillow raises for a file that is missing, no image, cut short, malformed, or as large as an attack.

@@ -1,7 +1,9 @@
 """Prompts and pairs in every format known; a mistake in them is one line that says where."""
 
+import hashlib
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -347,6 +349,25 @@ def test_open_image_says_what_cannot_be_read(content, tmp_path):
     (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(ValueError, match=r"^image cannot be read: .*x\.png \(.+\)$"):
         open_image(tmp_path / "x.png")
+
+
+def test_an_images_digest_is_of_its_encoded_content_wherever_it_stands(tmp_path):
+    folder = write_images(tmp_path)
+    (folder / "images" / "again.png").write_bytes(png(RED))
+    rows = [authors(name, name, "What?", "A.", "B.") for name in ("red.png", "blue.png", "again.png")]
+    files = read_pairs(write_json(folder / "pairs.json", rows)).images
+    red, blue, again = (files.digest(index) for index in range(3))
+    assert red == again != blue
+    assert re.fullmatch("[0-9a-f]{16}", red)
+    embedded = [trl("What?", "A.", "B.", images=[{"bytes": png(colour), "path": None}]) for colour in (RED, BLUE)]
+    named = [trl("What?", "A.", "B.", images=[{"bytes": None, "path": "images/red.png"}])]
+    pq.write_table(pa.Table.from_pylist(embedded + named), folder / "pairs.parquet")
+    column = read_pairs(folder / "pairs.parquet").images
+    assert [column.digest(index) for index in range(3)] == [
+        red,
+        hashlib.blake2b(png(BLUE), digest_size=8).hexdigest(),
+        red,
+    ]
 
 
 def test_open_image_gives_rgb(tmp_path):

@@ -7,14 +7,14 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from synthalign.datamodules.batches import LengthGroupedBatches, TrainingLoader, even_batches
+from synthalign.datamodules.batches import LengthGroupedBatches, RankBatches, TrainingLoader, even_batches
 
 RANDOM = random.Random(0)
 LENGTHS = [RANDOM.randint(10, 500) for _ in range(203)]
 
 
 def epoch(number, *, rank=0, world_size=1, batch_size=4, seed=0, lengths=LENGTHS):
-    batches = LengthGroupedBatches(lengths, batch_size, seed=seed, rank=rank, world_size=world_size)
+    batches = RankBatches(LengthGroupedBatches(lengths, batch_size, seed=seed, world_size=world_size), rank=rank)
     batches.set_epoch(number)
     assert len(list(batches)) == len(batches)
     return list(batches)
@@ -66,7 +66,7 @@ def test_batches_hold_rows_alike_in_length_but_come_in_no_order_of_length():
 
 
 def test_a_run_goes_on_where_it_stood_and_the_next_epoch_is_whole():
-    loader = TrainingLoader(LENGTHS, batch_sampler=LengthGroupedBatches(LENGTHS, 4, seed=0))
+    loader = TrainingLoader(LENGTHS, batch_sampler=RankBatches(LengthGroupedBatches(LENGTHS, 4, seed=0)))
     loader.batch_sampler.set_epoch(2)
     stream = iter(loader)
     for _ in range(20):
@@ -74,7 +74,7 @@ def test_a_run_goes_on_where_it_stood_and_the_next_epoch_is_whole():
     assert loader.state_dict() == {"epoch": 2, "given": 20}
     rest = [batch.tolist() for batch in stream]
 
-    again = TrainingLoader(LENGTHS, batch_sampler=LengthGroupedBatches(LENGTHS, 4, seed=0))
+    again = TrainingLoader(LENGTHS, batch_sampler=RankBatches(LengthGroupedBatches(LENGTHS, 4, seed=0)))
     again.load_state_dict({"epoch": 2, "given": 20})
     again.batch_sampler.set_epoch(2)
     assert [batch.tolist() for batch in again] == rest and len(rest) == 31
@@ -112,11 +112,10 @@ def test_lightning_announces_every_epoch(num_workers, tmp_path):
         default_root_dir=tmp_path,
     )
     batches = LengthGroupedBatches(list(range(11)), 2, seed=5)
-    trainer.fit(module, TrainingLoader(range(11), batch_sampler=batches, num_workers=num_workers))
+    loader = TrainingLoader(range(11), batch_sampler=RankBatches(batches), num_workers=num_workers)
+    trainer.fit(module, loader)
     for number in range(3):
-        expected = LengthGroupedBatches(list(range(11)), 2, seed=5)
-        expected.set_epoch(number)
-        assert module.seen[number] == [row for batch in expected for row in batch]
+        assert module.seen[number] == [row for step in batches(number) for row in step[0]]
     assert module.seen[0] != module.seen[1] != module.seen[2]
 
 

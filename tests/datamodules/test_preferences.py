@@ -11,6 +11,7 @@ from dpo.drawn_pairs import EMPTY, FOREIGN, TEN, Pair, draw, write_set
 from dpo.parts import ASKED, Brevity, Counting, Painter, Width
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback
+from transformers import AutoProcessor
 
 from synthalign.datamodules import SyntheticPreferenceDataModule
 from synthalign.dpo.losses import DPO
@@ -129,7 +130,8 @@ def test_other_formats_give_the_same_pairs(write, tmp_path, chat):
     assert len(module.train_set) == len(authors.train_set) == 8
     for row in range(8):
         here, there = module.train_set[row], authors.train_set[row]
-        assert (here.id, here.question, here.chosen, here.rejected) == there[:1] + there[2:]
+        for name in ("id", "question", "chosen", "rejected"):
+            assert getattr(here, name) == getattr(there, name)
         assert here.image.tobytes() == there.image.tobytes()
     assert [row_id for row_id, _ in module.dropped] == [EMPTY, FOREIGN]
 
@@ -141,7 +143,9 @@ def test_a_pair_longer_than_the_limit_is_dropped_and_counted(tmp_path, chat, cap
     lengths = zip(ids(every.train_set), every.train_set.lengths, strict=True)
     too_long = [row_id for row_id, length in lengths if length == longest]
     batch = next(iter(existing(path, chat, batch_size=8).train_dataloader()))
-    assert max(rows.response_mask.shape[1] for rows in (batch.chosen, batch.rejected)) == longest  # image tokens too
+    prompts = [len(prompt["input_ids"]) for prompt in batch.prompts]  # image tokens too
+    responses = [max(len(one), len(other)) for one, other in zip(batch.chosen, batch.rejected, strict=True)]
+    assert max(p + r for p, r in zip(prompts, responses, strict=True)) == longest
     capsys.readouterr()
     assert len(existing(path, chat, max_length=longest).train_set) == 8
     shorter = existing(path, chat, max_length=longest - 1)
@@ -155,6 +159,31 @@ def test_without_a_limit_the_models_own_holds(tmp_path, chat):
     wordy = [TEN[0], Pair("wordy", TEN[1].drawing, "What?", "z" * 500, "No."), TEN[2]]
     module = existing(write_set(tmp_path / "set", wordy), chat)
     assert [(row_id, drop.reason) for row_id, drop in module.dropped] == [("wordy", "too_long")]
+
+
+def test_nothing_is_cut_from_a_pair_that_fits(tmp_path, tiny_llava):
+    """Not even where the tokenizer names a length: a prompt cut short would lose tokens of its image."""
+    every = many(6, 2)
+    short = Chat(model=str(tiny_llava))
+    short.tokenizer.model_max_length = 3
+    processor = AutoProcessor.from_pretrained(tiny_llava)
+    images = {}
+    for pair in every:
+        given = processor(images=[draw(pair.drawing)], text="<image>")["input_ids"][0]
+        images[pair.id] = given.count(processor.image_token_id)
+    seen = 0
+    for shares_images in (False, True):
+        module = existing(write_set(tmp_path / f"{shares_images}", every), short, shares_images=shares_images)
+        for batch in module.train_dataloader():
+            for row, pair_id in enumerate(batch.ids):
+                pair = next(pair for pair in every if pair.id == pair_id)
+                prompt = batch.prompts[row]["input_ids"]
+                assert int((prompt == processor.image_token_id).sum()) == images[pair_id] > 3
+                assert pair.question in processor.tokenizer.decode(prompt)
+                assert processor.tokenizer.decode(batch.chosen[row]) == f" {pair.chosen}</s>"
+                assert processor.tokenizer.decode(batch.rejected[row]) == f" {pair.rejected}</s>"
+                seen += 1
+    assert seen == 24
 
 
 def test_an_answer_with_an_image_token_is_dropped_before_it_breaks_a_step(tmp_path, chat):
@@ -252,6 +281,112 @@ def test_too_few_pairs_for_the_processes_are_refused(tmp_path, chat):
         module.train_dataloader()
 
 
+def cost(batch, processor, shares_images):
+    """Count a batch's tokens as they came, but those of an image that is shared once."""
+    responses = sum(len(response) for response in (*batch.chosen, *batch.rejected))
+    images = {}
+    total = 0
+    for prompt, image in zip(batch.prompts, batch.image_of, strict=True):
+        of_image = int((prompt["input_ids"] == processor.image_token_id).sum())
+        total += len(prompt["input_ids"]) - (of_image if shares_images else 0)
+        images[image] = of_image if shares_images else 0
+    return responses + total + sum(images.values())
+
+
+@pytest.mark.parametrize("shares_images", [False, True])
+def test_batches_are_filled_by_tokens(shares_images, tmp_path, chat):
+    settings = {"max_tokens": 250, "shares_images": shares_images, "val_share": 0.3}
+    module = existing(write_set(tmp_path / "set", many(20, 3)), chat, **settings)
+    for loader, dataset in (
+        (module.train_dataloader(), module.train_set),
+        (module.val_dataloader(), module.val_set),
+        (module.reference_batches(module.train_set.ids), module.train_set),
+    ):
+        batches = list(loader)
+        assert sorted(row_id for batch in batches for row_id in batch.ids) == sorted(dataset.ids)
+        costs = [cost(batch, chat.processor, shares_images) for batch in batches]
+        assert max(costs) <= 250 and len(batches) < len(dataset)
+        if shares_images:  # no image is in two batches
+            assert sum(len(batch.image_ids) for batch in batches) == len({i.split("-")[0] for i in dataset.ids})
+
+
+def test_pairs_of_an_image_share_a_batch_of_so_many_pairs(tmp_path, chat):
+    module = existing(write_set(tmp_path / "set", many(9, 3)), chat, batch_size=4, shares_images=True)
+    for batch in module.train_dataloader():
+        assert len(batch) == 3 and len(batch.image_ids) == 1
+
+
+def test_a_run_goes_on_inside_an_epoch_of_filled_batches(tmp_path, chat):
+    path = write_set(tmp_path / "set", many(10, 2))
+    module = existing(path, chat, max_tokens=200)
+    stream = iter(module.train_dataloader())
+    next(stream), next(stream)
+    state = module.state_dict()
+    assert state == {"epoch": 0, "given": 2}
+    again = existing(path, chat, max_tokens=200)
+    again.load_state_dict(state)
+    rest = [batch.ids for batch in stream]
+    assert [batch.ids for batch in again.train_dataloader()] == rest and len(rest) > 2
+
+
+def test_fewer_pairs_than_processes_are_refused_with_a_budget_too(tmp_path, chat):
+    module = SyntheticPreferenceDataModule(pairs=str(write_set(tmp_path / "set")), chat=chat, max_tokens=1000)
+    module.trainer = Trainer(devices=9, strategy="ddp", accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.setup("fit")
+    with pytest.raises(ValueError, match=r"8 pairs are too few for 9 processes: .*lower the number of processes"):
+        module.train_dataloader()
+
+
+def test_reference_batches_are_of_the_pairs_asked_for_held_out_or_not(tmp_path, chat):
+    module = existing(write_set(tmp_path / "set"), chat, batch_size=2, val_share=0.5)
+    asked = [*module.val_set.ids[:2], *module.train_set.ids[-3:]]
+    batches = list(module.reference_batches(asked))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    assert sorted(row_id for batch in batches for row_id in batch.ids) == sorted(asked)
+    tokens = [
+        len(batch.prompts[row]["input_ids"]) + len(batch.chosen[row]) + len(batch.rejected[row])
+        for batch in batches
+        for row in range(len(batch))
+    ]
+    assert tokens[0] == max(tokens)
+    assert list(module.reference_batches([])) == []
+    with pytest.raises(KeyError, match="unheard of"):
+        module.reference_batches(["unheard of"])
+
+
+def test_a_fingerprint_names_the_whole_set_in_order_and_not_how_it_is_split(tmp_path, chat):
+    path = write_set(tmp_path / "set")
+    names = existing(path, chat).fingerprints()
+    assert [row_id for row_id, _ in names] == [pair.id for pair in TEN if pair.id not in (EMPTY, FOREIGN)]
+    assert len({name for _, name in names}) == 8
+    assert existing(path, chat, val_share=0.5, seed=4, max_tokens=100).fingerprints() == names
+
+
+CHANGES = {
+    "question": lambda pair: pair._replace(question="What else?"),
+    "chosen": lambda pair: pair._replace(chosen="It is red indeed."),
+    "rejected": lambda pair: pair._replace(rejected="It is green."),
+    "image": lambda pair: pair._replace(drawing="red square on white"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_fingerprint_changes_with_what_the_log_probs_depend_on(change, tmp_path, chat):
+    before = dict(existing(write_set(tmp_path / "before"), chat).fingerprints())
+    after = dict(existing(write_set(tmp_path / "after", [CHANGES[change](TEN[0]), *TEN[1:]]), chat).fingerprints())
+    assert {row_id for row_id in before if before[row_id] != after[row_id]} == {TEN[0].id}
+
+
+def test_a_fingerprint_changes_with_an_images_content_and_the_prompts_template(tmp_path, chat, tiny_llava):
+    path = write_set(tmp_path / "set")
+    before = dict(existing(path, chat).fingerprints())
+    other = Chat(model=str(tiny_llava), chat_template=chat.processor.chat_template.replace("ASSISTANT:", "BOT:"))
+    assert not set(before.values()) & set(dict(existing(path, other).fingerprints()).values())
+    draw("blue circle on black").save(path.parent / "images" / f"{TEN[0].drawing.replace(' ', '-')}.png")
+    after = dict(existing(path, chat).fingerprints())
+    assert {row_id for row_id in before if before[row_id] != after[row_id]} == {TEN[0].id}
+
+
 def test_validation_opens_its_hooks_even_where_nothing_is_held_out(tmp_path, tiny_llava, capsys):
     policy = DPOModule(policy=str(tiny_llava), loss=DPO(), lora=LoRA(r=2))
     module = SyntheticPreferenceDataModule(pairs=str(write_set(tmp_path / "set")), chat=policy.chat)
@@ -274,7 +409,8 @@ def test_worker_processes_prepare_the_same_batches(tmp_path, chat):
     here, there = (list(existing(path, chat, num_workers=n).train_dataloader()) for n in (0, 1))
     assert [batch.ids for batch in here] == [batch.ids for batch in there]
     for one, other in zip(here, there, strict=True):
-        torch.testing.assert_close(one.chosen.inputs, other.chosen.inputs, rtol=0, atol=0)
+        torch.testing.assert_close(one.prompts, other.prompts, rtol=0, atol=0)
+        torch.testing.assert_close(one.chosen, other.chosen, rtol=0, atol=0)
         torch.testing.assert_close(one.images, other.images, rtol=0, atol=0)
 
 
@@ -290,6 +426,7 @@ def test_nothing_left_to_train_on_is_an_error_with_the_reasons(tmp_path, chat):
     [
         ({"val_share": 1.0}, r"val_share must be in \[0, 1\) .*got 1\.0"),
         ({"batch_size": 0}, "batch_size >= 1, got .* 0"),
+        ({"max_tokens": 0}, "max_tokens must be >= 1, or null .* got 0"),
         ({"max_length": 0}, "max_length must be >= 1, or null"),
     ],
 )
