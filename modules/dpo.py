@@ -1,39 +1,60 @@
 """The DPO LightningModule: maths lives in synthalign.dpo, and only Lightning's share here."""
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL.Image import Image
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from synthalign.dpo.batch import PreferenceBatch
+from synthalign.dpo.carried import why_not_carried
+from synthalign.dpo.checkpointing import checkpoint_layers
+from synthalign.dpo.families import trains_encoder
+from synthalign.dpo.features import Features, KeptFeatures, image_features
 from synthalign.dpo.figures import Figures, figures
+from synthalign.dpo.fused import fuse
+from synthalign.dpo.guards import FallingChosen, refuse_nonfinite
+from synthalign.dpo.layouts import VERSION, Layout, Rows, Tree
 from synthalign.dpo.logps import pair_logps
-from synthalign.dpo.policy import LoRA, adapters_off, load_policy
-from synthalign.types import PreferenceLoss, Reply, Schedule
+from synthalign.dpo.policy import LoRA, adapters_off, load_policy, train_language
+from synthalign.dpo.reference import AdaptersOff, Reference
+from synthalign.dpo.reference_cache import Preparation
+from synthalign.store import recipe_of
+from synthalign.types import PairLogps, PreferenceLoss, Reply, Schedule
 from synthalign.vlm import Chat, reply
 from synthalign.weights import DType
 
 
 class DPOModule(LightningModule):
-    """Direct preference optimisation of a vision-language model with LoRA.
+    """Direct preference optimisation of a vision-language model, with LoRA or of all its language model's weights.
 
-    The frozen reference is the same weights with the adapters off, so no second model is in memory.
+    By default the frozen reference is the same weights with the adapters off, so no second model is in memory, and
+    each image and each prompt is computed once for both responses (see synthalign.dpo.layouts). A model that the layout
+    would get wrong is told on the terminal and taken as plain rows.
 
-    Logged are the figures of synthalign.dpo.figures: under ``train/`` the mean over all pairs of an optimizer step, be
-    they in one batch, in several that are accumulated, or on several ranks; under ``val/`` over all held-out pairs.
+    The gradient of an optimizer step is the mean over its pairs, be they in batches of whatever sizes, accumulated or
+    on several ranks. Logged are the figures of synthalign.dpo.figures: under ``train/`` their means over the pairs of
+    an optimizer step, under ``val/`` over all held-out pairs.
 
     Args:
         policy: Folder or hub id of the model to align.
         loss: The preference loss, such as synthalign.dpo.losses.DPO.
         revision: Commit, tag or branch of the policy on the hub.
-        lora: The adapters to train.
+        lora: The adapters to train; null: train the language model itself, which needs a reference that stays
+            (synthalign.dpo.reference.Cached or FrozenCopy).
         adapter: Folder or hub id of a saved PEFT adapter to start from (fit) or to evaluate (test), in place of a
             fresh one.
         dtype: Type of the frozen weights; auto: as they were saved. Adapters are trained in at least fp32.
@@ -42,6 +63,14 @@ class DPOModule(LightningModule):
         optimizer: Makes an optimizer of the trainable parameters.
         schedule: Changes the learning rate from step to step, such as synthalign.dpo.schedules.WarmupCosine; constant
             by default.
+        layout: How a batch lies before the model: synthalign.dpo.layouts.Tree by default; Trie where pairs share
+            images, whose batches then keep them together; Rows for the plain way.
+        reference: Where the reference's log-probs come from: synthalign.dpo.reference.AdaptersOff by default.
+        fused: Use faster forms of LoRA's, the norms' and the MLPs' arithmetic where they are proved equal.
+        gradient_checkpointing: Compute activations again in the backward pass: less memory, about a quarter slower.
+        keep_features_gib: CPU memory for images' features, which spares the frozen tower from the second epoch on, GiB.
+        max_chosen_fall: Warn when the chosen responses' mean log-prob falls this far below its starting value, nats;
+            null never warns.
         answer_batch_size: Questions answered at once in evaluations.
     """
 
@@ -51,33 +80,65 @@ class DPOModule(LightningModule):
         policy: str,
         loss: PreferenceLoss,
         revision: str | None = None,
-        lora: LoRA = LoRA(),  # noqa: B008 - it is frozen
+        lora: LoRA | None = LoRA(),  # noqa: B008 - it is frozen
         adapter: str | None = None,
         dtype: DType = "auto",
         system_prompt: str | None = None,
         chat_template: str | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Schedule | None = None,
+        layout: Layout | None = None,
+        reference: Reference | None = None,
+        fused: bool = True,
+        gradient_checkpointing: bool = False,
+        keep_features_gib: float = 0.0,
+        max_chosen_fall: float | None = 10.0,
         answer_batch_size: int = 16,
     ) -> None:
         super().__init__()
-        if answer_batch_size < 1:
-            raise ValueError(f"answer_batch_size must be >= 1, got {answer_batch_size}")
+        if answer_batch_size < 1 or not keep_features_gib >= 0:
+            raise ValueError(
+                "answer_batch_size must be >= 1 and keep_features_gib >= 0, "
+                f"got {answer_batch_size} and {keep_features_gib}"
+            )
         self.policy, self.revision, self.dtype_name = policy, revision, dtype
         self.loss, self.lora, self.adapter = loss, lora, adapter
         self.optimizer, self.schedule = optimizer, schedule
+        self.layout: Layout = layout or Tree()
+        self.reference: Reference = reference or AdaptersOff()
+        self.fused, self.gradient_checkpointing = fused, gradient_checkpointing
+        self.kept = KeptFeatures(keep_features_gib) if keep_features_gib else None
+        self.falling = None if max_chosen_fall is None else FallingChosen(margin_nats=max_chosen_fall)
         self.answer_batch_size = answer_batch_size
         self.chat = Chat(model=policy, revision=revision, system_prompt=system_prompt, chat_template=chat_template)
         self.strict_loading = False  # checkpoints hold the adapter only: the base is in its own folder already
         self.network: Any = None
         self._sums: dict[str, Tensor] = {}  # by split: the number of pairs, then their figures, since the last log
+        self._trusted: Layout | None = None  # the layout, once it was tried on a batch
+        self._ready = False  # whether the reference is
+        self._folder: Path | None = None  # the run's
 
     def configure_model(self) -> None:
         """Load the policy: after the pairs were built, which may have needed the memory."""
-        if self.network is None:
-            self.network = load_policy(
-                self.policy, revision=self.revision, dtype=self.dtype_name, lora=self.lora, adapter=self.adapter
-            )
+        if self.network is not None:
+            return
+        self.network = load_policy(
+            self.policy, revision=self.revision, dtype=self.dtype_name, lora=self.lora, adapter=self.adapter
+        )
+        stage = TrainerFn.FITTING if self._trainer is None else self.trainer.state.fn
+        if stage == TrainerFn.FITTING and self.lora is None and self.adapter is None:
+            train_language(self.network)
+        if self.fused:
+            fuse(self.network)
+        if self.gradient_checkpointing:
+            checkpoint_layers(self.network)
+        if stage != TrainerFn.TESTING:
+            self.reference.begin(self.network)
+
+    @property
+    def shares_images(self) -> bool:
+        """Whether the layout profits from pairs of one image in one batch; the command line tells the datamodule."""
+        return bool(getattr(self.layout, "shares_images", False))
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - as Lightning has it
         """Return optimizer and schedule for the adapter's parameters.
@@ -93,13 +154,25 @@ class DPOModule(LightningModule):
         rate = LambdaLR(optimizer, lambda step: schedule(step, int(num_steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
+    def on_fit_start(self) -> None:
+        """Find the run's folder, for which all ranks must ask together."""
+        self._folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
-        """Return the mean loss of B pairs."""
+        """Return the sum of the losses of B pairs; the optimizer's step divides by their number."""
         return self._step(batch, "train")
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:  # noqa: ANN401
-        """Log the step's figures."""
-        self._log("train")
+        """Make the gradient the mean over the pairs of the step, and log the step's figures."""
+        num_pairs, means = self._log("train")
+        # Lightning divided each batch's sum by the number of batches, and the strategy by that of ranks.
+        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / num_pairs
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(scale)
+        if self.falling is not None and (warning := self.falling(means["chosen_logratio"], self.trainer.global_step)):
+            rank_zero_warn(warning)
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
         """Take held-out pairs into the same figures. The batch is empty where none are held out."""
@@ -108,30 +181,96 @@ class DPOModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of all held-out pairs."""
-        self._log("val")
+        if "val" in self._sums:
+            self._log("val")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ANN401
         """Do nothing: under test, the evaluations speak."""
 
     def _step(self, batch: PreferenceBatch, split: str) -> Tensor:
-        policy = pair_logps(self.network, batch)
-        with torch.no_grad(), self.adapters_off():
-            reference = pair_logps(self.network, batch)
-        terms = self.loss(policy, reference)
-        if not (finite := torch.isfinite(terms.loss)).all():
-            ids = [row_id for row_id, fine in zip(batch.ids, finite.tolist(), strict=True) if not fine]
-            raise FloatingPointError(f"the loss is no finite number at pairs {', '.join(ids)}")
-        rows = torch.stack([torch.ones_like(terms.chosen_rewards), *figures(terms, policy)])
-        self._sums[split] = self._sums.get(split, 0) + rows.sum(1)
-        return terms.loss.mean()
+        features = image_features(self.network, batch, self.kept)
+        layout = self._tried(batch, features)
+        if not self._ready:
+            self.reference.prepare(self.network, partial(self._preparation, layout))
+            self._ready = True
+        laid = layout(self.network, batch)
 
-    def _log(self, split: str) -> None:
-        """Log means over pairs: of all batches since the last call, and of all ranks, each pair counting once."""
-        if split not in self._sums:
-            return
+        def score(network: Any) -> PairLogps:  # noqa: ANN401
+            again = trains_encoder(self.network)
+            return pair_logps(network, laid, image_features(network, batch) if again else features)
+
+        reference = self.reference(self.network, batch.ids, score)
+        policy = pair_logps(self.network, laid, features)
+        terms = self.loss(policy, reference)
+        refuse_nonfinite(terms.loss, batch.ids, policy, reference, step=self.trainer.global_step, folder=self._folder)
+        rows = torch.stack([torch.ones_like(terms.chosen_rewards), *figures(terms, policy, reference)])
+        self._sums[split] = self._sums.get(split, 0) + rows.sum(1)
+        return terms.loss.sum()
+
+    def _tried(self, batch: PreferenceBatch, features: Features) -> Layout:
+        """Return the layout, or rows where it would get this model wrong; all ranks decide alike."""
+        if self._trusted is None:
+            reason = why_not_carried(self.layout, self.network, batch, features)
+            carried = self.trainer.strategy.reduce_boolean_decision(reason is None, all=True)
+            self._trusted = self.layout if carried else Rows()
+            if not carried and self.trainer.is_global_zero:
+                kind = type(self.layout).__name__
+                sys.stderr.write(
+                    f"layout: {kind} would get {self.policy} wrong ({reason or 'so found another rank'}); "
+                    "plain rows are taken instead, as exact and slower\n"
+                )
+        return self._trusted
+
+    def _preparation(self, layout: Layout) -> Preparation:
+        """Say what a reference may have to compute before the first step."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        pairs = data.fingerprints() if hasattr(data, "fingerprints") else []
+
+        def batches(blocks: Sequence[Sequence[int]]) -> Iterable[PreferenceBatch]:
+            for block in blocks:
+                for batch in data.reference_batches([pairs[place][0] for place in block]):
+                    yield batch.to(self.device)
+
+        def score(network: Any, batch: PreferenceBatch) -> PairLogps:  # noqa: ANN401
+            with self.trainer.precision_plugin.forward_context():
+                return pair_logps(network, layout(network, batch), image_features(network, batch, self.kept))
+
+        config = self.network.config
+        recipe = {
+            "policy": recipe_of(self.policy),
+            "revision": getattr(config, "_commit_hash", None) or self.revision,
+            "dtype": str(self.network.dtype),
+            "precision": str(self.trainer.precision),
+            "device": self.device.type,
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+            "fused": self.fused,
+            "lora": self.lora is not None or self.adapter is not None,
+            "layout": {**recipe_of(layout), "version": VERSION},
+            "chat": {"system_prompt": self.chat.system_prompt, "chat_template": self.chat.chat_template},
+        }
+        return Preparation(
+            recipe=recipe,
+            pairs=pairs,
+            batches=batches,
+            score=score,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            resumed=self.trainer.ckpt_path is not None,
+            sharded=isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy),
+        )
+
+    def _log(self, split: str) -> tuple[float, dict[str, float]]:
+        """Log means over pairs: of all batches since the last call, and of all ranks, each pair counting once.
+
+        Returns:
+            The number of pairs, and the means.
+        """
         total = self.trainer.strategy.reduce(self._sums.pop(split), reduce_op="sum")
-        for name, value in zip(Figures._fields, total[1:] / total[0], strict=True):
+        num_pairs, *sums = total.tolist()
+        means = {name: one / num_pairs for name, one in zip(Figures._fields, sums, strict=True)}
+        for name, value in means.items():
             self.log(f"{split}/{name}", value, prog_bar=name in ("loss", "accuracy"), batch_size=1)
+        return num_pairs, means
 
     @property
     def has_adapter(self) -> bool:

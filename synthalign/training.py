@@ -64,8 +64,9 @@ class CLI(LightningCLI):
         return {**kept, "synthesize": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Hand the policy's chat to the datamodule."""
+        """Hand the policy's chat to the datamodule, and whether its layout wants an image's pairs together."""
         parser.link_arguments("model.chat", "data.init_args.chat", apply_on="instantiate")
+        parser.link_arguments("model.shares_images", "data.init_args.shares_images", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
         """Spare ``synthesize`` the callbacks: evaluations would ask for their files."""

@@ -1,6 +1,10 @@
-"""A batch of pairs as the model takes it. B pairs, S tokens of the longest row, padded on the right."""
+"""A batch of preference pairs, not yet laid out: tokens as they are, every image once.
+
+B pairs, G distinct images, P tokens of a prompt, C and R tokens of its responses.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -10,34 +14,58 @@ from torch import Tensor
 from synthalign.vlm import Chat
 
 
-class Rows(NamedTuple):
-    """One response per row after its prompt. ``inputs`` hold everything token by token, each (B, S)."""
-
-    inputs: dict[str, Tensor]  # input_ids, attention_mask, and what else the model's processor gives per token
-    response_mask: Tensor  # (B, S) bool: the tokens whose log-probs count
-
-
-class PreferenceBatch(NamedTuple):
-    """B pairs; row i of ``chosen`` and of ``rejected`` share the prompt and the image of pair i."""
-
-    ids: list[str]
-    images: dict[str, Tensor]  # what the model takes for the images of the B prompts, once
-    chosen: Rows
-    rejected: Rows
-
-
 class PairTokens(NamedTuple):
     """One pair, its responses already tokens, their end of turn included; its prompt still text and image."""
 
     id: str
     image: Image
+    image_id: str
     question: str
     chosen: Sequence[int]
     rejected: Sequence[int]
 
 
+@dataclass(frozen=True)
+class PreferenceBatch:
+    """B pairs about G images. Tokens stay on the CPU, where a layout puts them in order; images move.
+
+    Args:
+        ids: Of the pairs.
+        prompts: Of each pair, what its model takes token by token, each (P,): ``input_ids`` with every placeholder of
+            the image, and token types where the model has them.
+        chosen: Tokens (C,) of each pair's chosen response.
+        rejected: Tokens (R,) of each pair's rejected response.
+        images: What the model takes for the G images.
+        image_ids: Of the images.
+        image_of: Place of each pair's image among the G.
+    """
+
+    ids: list[str]
+    prompts: list[dict[str, Tensor]]
+    chosen: list[Tensor]
+    rejected: list[Tensor]
+    images: dict[str, Tensor]
+    image_ids: list[str]
+    image_of: list[int]
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PreferenceBatch":
+        """Move the images; Lightning calls this."""
+        images = {key: value.to(device, non_blocking=non_blocking) for key, value in self.images.items()}
+        return replace(self, images=images)
+
+    def pin_memory(self) -> "PreferenceBatch":
+        """Pin the images' memory; a data loader calls this."""
+        return replace(self, images={key: value.pin_memory() for key, value in self.images.items()})
+
+
 def collate(pairs: Sequence[PairTokens], chat: Chat) -> PreferenceBatch:
-    """Lay B pairs out as rows.
+    """Encode B pairs.
+
+    Nothing is cut: a prompt keeps all tokens of its image, and a response all of its own.
 
     Raises:
         ValueError: A response has no token to be scored, which would train on nothing in silence.
@@ -46,41 +74,27 @@ def collate(pairs: Sequence[PairTokens], chat: Chat) -> PreferenceBatch:
         for side in ("chosen", "rejected"):
             if not len(getattr(pair, side)):
                 raise ValueError(f"pair {pair.id!r}: its {side} response has no token to be scored")
-    encoded = chat.inputs([pair.image for pair in pairs], [pair.question for pair in pairs])
-    encoded.pop("labels", None)  # PaliGemma's processor gives some, unasked
-    per_token = {key: value for key, value in encoded.items() if value.shape == encoded["input_ids"].shape}
-    images = {key: value for key, value in encoded.items() if key not in per_token}
-    pad = chat.tokenizer.pad_token_id
+    image_ids = list(dict.fromkeys(pair.image_id for pair in pairs))
+    place = {image_id: number for number, image_id in enumerate(image_ids)}
+    first = {pair.image_id: pair for pair in reversed(pairs)}
+    once = [first[image_id] for image_id in image_ids]
+    with chat.each_image_once():
+        encoded = chat.inputs([first[pair.image_id].image for pair in pairs], [pair.question for pair in pairs])
+        of_images = encoded if once == list(pairs) else chat.inputs([p.image for p in once], [p.question for p in once])
+    per_token = _per_token(encoded)
+    present = per_token.pop("attention_mask").bool()
     return PreferenceBatch(
-        [pair.id for pair in pairs],
-        images,
-        _rows(per_token, [pair.chosen for pair in pairs], pad),
-        _rows(per_token, [pair.rejected for pair in pairs], pad),
+        ids=[pair.id for pair in pairs],
+        prompts=[{key: value[row, present[row]] for key, value in per_token.items()} for row in range(len(pairs))],
+        chosen=[torch.as_tensor(pair.chosen, dtype=torch.long) for pair in pairs],
+        rejected=[torch.as_tensor(pair.rejected, dtype=torch.long) for pair in pairs],
+        images={key: value for key, value in of_images.items() if key not in per_token | {"attention_mask": present}},
+        image_ids=image_ids,
+        image_of=[place[pair.image_id] for pair in pairs],
     )
 
 
-def _rows(prompts: dict[str, Tensor], responses: Sequence[Sequence[int]], pad: int) -> Rows:
-    """Put each response behind its prompt."""
-    present = prompts["attention_mask"].bool()
-    lengths = present.sum(1).tolist()
-    size = max(length + len(response) for length, response in zip(lengths, responses, strict=True))
-    inputs = {key: value.new_full((len(responses), size), 0) for key, value in prompts.items()}
-    inputs["input_ids"].fill_(pad)
-    response_mask = torch.zeros(len(responses), size, dtype=torch.bool)
-    for row, (length, response) in enumerate(zip(lengths, responses, strict=True)):
-        end = length + len(response)
-        for key, value in prompts.items():
-            inputs[key][row, :length] = value[row, present[row]]
-            inputs[key][row, length:end] = _of_response(key, value[present])
-        inputs["input_ids"][row, length:end] = torch.as_tensor(response)
-        response_mask[row, length:end] = True
-    return Rows(inputs, response_mask)
-
-
-def _of_response(key: str, of_prompts: Tensor) -> int:
-    """What an input other than the ids is where a response stands."""
-    if key == "attention_mask":
-        return 1
-    # Token types tell text, 0, from images; or, if the images are 0 as well, prompts, which may attend to themselves
-    # in both directions, from responses, which then are 1.
-    return 0 if of_prompts.any() else 1
+def _per_token(encoded: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what is given token by token."""
+    encoded.pop("labels", None)  # PaliGemma's processor gives some, unasked
+    return {key: value for key, value in encoded.items() if value.shape == encoded["input_ids"].shape}

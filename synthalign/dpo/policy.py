@@ -1,4 +1,7 @@
-"""The policy: a vision-language model with a trainable adapter; with the adapter off it is its own frozen reference."""
+"""The policy: a vision-language model with a trainable adapter, with which off it is its own frozen reference.
+
+Without an adapter the language model itself is trained.
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from synthalign.dpo.families import decoder_of
 from synthalign.vlm import load_adapter, load_vlm
 from synthalign.weights import DType
 
@@ -77,6 +81,12 @@ def load_policy(
     if adapter is not None:
         return load_adapter(network, adapter, trainable=True)
     return network if lora is None else lora(network)
+
+
+def train_language(network: Any) -> None:  # noqa: ANN401
+    """Train the whole language model with its head; vision tower and projector stay as they are."""
+    decoder_of(network).requires_grad_(True)
+    network.get_output_embeddings().requires_grad_(True)
 
 
 @contextmanager

@@ -42,6 +42,8 @@ def four(chat: Chat) -> list[PairTokens]:
         return chat.response_ids(question, answer)
 
     return [
-        PairTokens(p.id, draw(p.drawing), p.question, encode(p.question, p.chosen), encode(p.question, p.rejected))
+        PairTokens(
+            p.id, draw(p.drawing), p.drawing, p.question, encode(p.question, p.chosen), encode(p.question, p.rejected)
+        )
         for p in FOUR
     ]

@@ -15,7 +15,8 @@ def test_figures_of_three_pairs_by_hand():
         torch.tensor([1, 2, 3]),
         torch.tensor([4, 5, 6]),
     )
-    told = figures(terms, policy)
+    reference = PairLogps(torch.tensor([-2.0, -4.5, -5.0]), *[torch.zeros(3)] * 3)
+    told = figures(terms, policy, reference)
     expected = {
         "loss": [0.5, 0.7, 0.9],
         "reward_margin": [0.4, 0.0, -0.6],
@@ -24,6 +25,7 @@ def test_figures_of_three_pairs_by_hand():
         "rejected_reward": [-0.1, 0.1, 0.4],
         "chosen_logps": [-3.0, -4.0, -5.0],
         "rejected_logps": [-6.0, -7.0, -8.0],
+        "chosen_logratio": [-1.0, 0.5, 0.0],
         "chosen_tokens": [1.0, 2.0, 3.0],
         "rejected_tokens": [4.0, 5.0, 6.0],
     }

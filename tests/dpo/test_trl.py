@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from dpo.scoring import logps_of
 
 from synthalign.dpo.batch import collate
-from synthalign.dpo.logps import pair_logps
 from synthalign.dpo.losses import DPO
 from synthalign.dpo.policy import adapters_off
 
@@ -26,9 +26,9 @@ def test_both_score_the_same_tokens(trl, four):
 def test_logps_and_loss_equal_trls(trl, make_policy, chat, four):
     policy, batch = make_policy(), collate(four, chat)
     with torch.no_grad():
-        ours = pair_logps(policy, batch)
+        ours = logps_of(policy, batch)
         with adapters_off(policy):
-            reference = pair_logps(policy, batch)
+            reference = logps_of(policy, batch)
     loss = DPO(beta=trl["beta"])(ours, reference).loss.mean().item()
     assert ours.chosen.tolist() == pytest.approx(trl["policy_chosen"], rel=1e-4)
     assert ours.rejected.tolist() == pytest.approx(trl["policy_rejected"], rel=1e-4)

@@ -22,7 +22,7 @@ from synthalign.vlm import Chat
 
 def encode(chat: Chat, pair: Pair) -> PairTokens:
     chosen, rejected = (chat.response_ids(pair.question, answer) for answer in (pair.chosen, pair.rejected))
-    return PairTokens(pair.id, draw(pair.drawing), pair.question, chosen, rejected)
+    return PairTokens(pair.id, draw(pair.drawing), pair.drawing, pair.question, chosen, rejected)
 
 
 @pytest.fixture

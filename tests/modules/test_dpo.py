@@ -73,6 +73,7 @@ def test_what_is_logged_equals_a_plain_computation(make_module, make_trainer, ei
         "rejected_reward": rewards[1],
         "chosen_logps": chosen,
         "rejected_logps": rejected,
+        "chosen_logratio": chosen - base_chosen,
         "chosen_tokens": chosen_tokens.double(),
         "rejected_tokens": rejected_tokens.double(),
     }
@@ -106,7 +107,7 @@ def test_one_step_is_the_plain_gradient_times_the_rate(make_module, make_trainer
     gradients = torch.autograd.grad(loss, trained)
     make_trainer().fit(module, eight(8))
     for (name, old), new, gradient in zip(before.items(), trained, gradients, strict=True):
-        torch.testing.assert_close(new - old, -0.1 * gradient, rtol=1e-6, atol=1e-12, msg=name)
+        assert (new - old + 0.1 * gradient).norm() <= 1e-6 * 0.1 * gradient.norm(), name
 
 
 class Gradients(Callback):
@@ -202,7 +203,7 @@ class Broken:
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_its_pair(make_module, make_trainer, eight):
     module = make_module(loss=Broken())
-    with pytest.raises(FloatingPointError, match=f"the loss is no finite number at pairs {FIT[2].id}$"):
+    with pytest.raises(FloatingPointError, match=f"the loss is no finite number at pairs {FIT[2].id}; the batch is in"):
         make_trainer().fit(module, eight(4))
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from dpo.drawn_pairs import EMPTY, FIT, FOREIGN, draw, write_set
+from dpo.scoring import logps_of
 
 from synthalign.cli import main
 from synthalign.dpo.batch import PairTokens, collate
-from synthalign.dpo.logps import pair_logps
 from synthalign.dpo.policy import load_policy
 from synthalign.vlm import Chat
 
@@ -46,6 +46,7 @@ import json, sys
 sys.modules["synthalign"] = None
 sys.path.insert(0, sys.argv[1])
 import torch
+
 from dpo.drawn_pairs import FIT, draw
 from dpo.plain import plain_logps
 from peft import PeftModel
@@ -99,13 +100,13 @@ def test_the_adapter_gives_the_same_logps_in_a_process_without_synthalign(fitted
 
     chat = Chat(model=str(tiny_llava))
     pairs = [
-        PairTokens(pair.id, draw(pair.drawing), pair.question, *(chat.response_ids(pair.question, a) for a in pair[3:]))
-        for pair in FIT
+        PairTokens(p.id, draw(p.drawing), p.drawing, p.question, *(chat.response_ids(p.question, a) for a in p[3:]))
+        for p in FIT
     ]
     network = load_policy(str(tiny_llava), adapter=str(fitted / "adapter")).eval()
     with torch.no_grad():
-        ours = pair_logps(network, collate(pairs, chat))
-        base = pair_logps(load_policy(str(tiny_llava)), collate(pairs, chat))
+        ours = logps_of(network, collate(pairs, chat))
+        base = logps_of(load_policy(str(tiny_llava)), collate(pairs, chat))
     torch.testing.assert_close(torch.stack([ours.chosen, ours.rejected]), theirs, rtol=1e-6, atol=0)
     assert (ours.chosen - base.chosen).abs().min() > 0.01  # nats: the adapter has learnt something
 

@@ -1,0 +1,61 @@
+"""Whether a layout carries a model exactly: tried on a pair before a run trusts it."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from synthalign.dpo.attention import NotCarriedError
+from synthalign.dpo.batch import PreferenceBatch
+from synthalign.dpo.families import base_of
+from synthalign.dpo.features import Features
+from synthalign.dpo.layouts import Layout, Rows
+from synthalign.dpo.logps import scored_logps
+from synthalign.dpo.policy import adapters_off
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.005}
+"""How far a token's log-prob may be from the plain rows' in the mean, nats. Nine tiny random models are off by 0, 3e-7,
+3e-3 and 4e-4; with their positions trebled by 0.017 to 0.2, and trained models mind far more."""
+
+
+def why_not_carried(layout: Layout, network: Any, batch: PreferenceBatch, features: Features) -> str | None:  # noqa: ANN401
+    """Score a pair or two under a layout and as plain rows, adapters off, and say why they differ.
+
+    Args:
+        layout: The layout to try.
+        network: The model.
+        batch: Pairs; those about the image with most of them are tried, two at most.
+        features: The batch's images, encoded.
+
+    Returns:
+        None if the layout may be trusted; otherwise a reason, to be put behind "the model is not carried: ".
+    """
+    if isinstance(layout, Rows):
+        return None
+    image = max(batch.image_of, key=batch.image_of.count)
+    some = take(batch, [pair for pair, place in enumerate(batch.image_of) if place == image][:2])
+    with torch.no_grad(), adapters_off(network):
+        try:
+            found = scored_logps(network, layout(network, some), features)
+        except torch.OutOfMemoryError:
+            raise
+        except NotCarriedError as error:
+            return str(error)
+        except Exception as error:  # any model may be given, and fails in its own way
+            return f"its forward fails with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        expected = scored_logps(network, Rows()(network, some), features)
+    off = float((found - expected).abs().mean())
+    limit = TOLERANCE[base_of(network).get_input_embeddings().weight.dtype]
+    return None if off <= limit else f"its log-probs are off by {off:.2g} nats a token"
+
+
+def take(batch: PreferenceBatch, pairs: list[int]) -> PreferenceBatch:
+    """Return some pairs of a batch; its images stay as they are."""
+    return replace(
+        batch,
+        ids=[batch.ids[pair] for pair in pairs],
+        prompts=[batch.prompts[pair] for pair in pairs],
+        chosen=[batch.chosen[pair] for pair in pairs],
+        rejected=[batch.rejected[pair] for pair in pairs],
+        image_of=[batch.image_of[pair] for pair in pairs],
+    )

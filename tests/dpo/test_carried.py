@@ -1,0 +1,60 @@
+"""A layout is trusted where it gives a model's own numbers, and nowhere else."""
+
+import pytest
+import torch
+from dpo.nine import NINE, gemma3, llava, policy_and_batch
+
+from synthalign.dpo import families
+from synthalign.dpo.carried import take, why_not_carried
+from synthalign.dpo.features import image_features
+from synthalign.dpo.layouts import Rows, Tree, Trie
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword"),
+    pytest.mark.filterwarnings("ignore:.*:UserWarning:transformers"),
+]
+
+
+def reason(policy, batch, layout):
+    return why_not_carried(layout, policy, batch, image_features(policy, batch))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", NINE, ids=lambda family: family.__name__)
+def test_nine_families_are_carried(family, dtype):
+    policy, batch = policy_and_batch(family, dtype)
+    assert [reason(policy, batch, layout) for layout in (Rows(), Tree(), Trie())] == [None] * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_wrong_positions_are_found_out(dtype, monkeypatch):
+    policy, batch = policy_and_batch(llava, dtype)
+    right = families.positions
+    monkeypatch.setattr(families, "positions", lambda *args: 3 * right(*args))
+    assert "its log-probs are off by" in reason(policy, batch, Tree())
+
+
+def test_a_block_that_is_taken_for_causal_is_found_out(monkeypatch):
+    policy, batch = policy_and_batch(gemma3, torch.float32)
+    monkeypatch.setattr(families, "blocks", lambda network, prompt: torch.full_like(prompt["input_ids"], -1))
+    assert "its log-probs are off by" in reason(policy, batch, Tree())
+
+
+def test_what_a_models_make_up_tells_is_refused_by_name():
+    policy, batch = policy_and_batch(llava)
+    config = policy.get_base_model().config.get_text_config()
+    config.layer_types = ["full_attention", "linear_attention"]
+    assert reason(policy, batch, Tree()) == "it has layers of linear_attention"
+    config.layer_types = None
+    config.attn_logit_softcapping = 30.0
+    assert reason(policy, batch, Trie()) == "it bounds its attention's logits"
+    config.attn_logit_softcapping = None
+    batch.prompts[0]["token_type_ids"] = torch.zeros_like(batch.prompts[0]["input_ids"])
+    assert reason(policy, batch, Tree()) == "its processor gives token_type_ids for each token"
+
+
+def test_a_part_of_a_batch_has_its_images_still():
+    _, batch = policy_and_batch(llava)
+    part = take(batch, [2, 1])
+    assert (part.ids, part.image_of, part.image_ids) == (["c", "b"], [0, 1], ["x", "y"])
+    assert part.images is batch.images
