@@ -60,7 +60,7 @@ class DPOModule(LightningModule):
         dtype: Type of the frozen weights; auto: as they were saved. Adapters are trained in at least fp32.
         system_prompt: Put before every conversation, if the template has a place for it.
         chat_template: Jinja template to use instead of the policy's own.
-        optimizer: Makes an optimizer of the trainable parameters.
+        optimizer: Makes an optimizer of the trainable parameters; torch.optim.AdamW by default.
         schedule: Changes the learning rate from step to step, such as synthalign.dpo.schedules.WarmupCosine; constant
             by default.
         layout: How a batch lies before the model: synthalign.dpo.layouts.Tree by default; Trie where pairs share
@@ -85,7 +85,7 @@ class DPOModule(LightningModule):
         dtype: DType = "auto",
         system_prompt: str | None = None,
         chat_template: str | None = None,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
+        optimizer: OptimizerCallable | None = None,
         schedule: Schedule | None = None,
         layout: Layout | None = None,
         reference: Reference | None = None,
@@ -103,7 +103,9 @@ class DPOModule(LightningModule):
             )
         self.policy, self.revision, self.dtype_name = policy, revision, dtype
         self.loss, self.lora, self.adapter = loss, lora, adapter
-        self.optimizer, self.schedule = optimizer, schedule
+        # Were AdamW the signature's default, the command line would hand its weight decay on to any other class.
+        self.optimizer: OptimizerCallable = optimizer or torch.optim.AdamW
+        self.schedule = schedule
         self.layout: Layout = layout or Tree()
         self.reference: Reference = reference or AdaptersOff()
         self.fused, self.gradient_checkpointing = fused, gradient_checkpointing

@@ -163,7 +163,7 @@ def test_the_printed_config_holds_every_key_and_runs(config: str, capsys: pytest
 @pytest.mark.parametrize(
     ("args", "documented"),
     [
-        (["--model.help", "DPOModule"], ["--model.policy", "--model.lora.r", "Rank.", "--model.schedule"]),
+        (["--model.help", "DPOModule"], ["--model.policy", "--model.lora.help", "--model.layout", "--model.schedule"]),
         (["--data.help", "SyntheticPreferenceDataModule"], ["--data.synthesis", "--data.val_share", "--data.pairs"]),
         (["--help"], ["--trainer.max_epochs", "--config", "--model.help", "--data.help", "model.chat -->"]),
     ],

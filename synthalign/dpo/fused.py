@@ -170,7 +170,7 @@ def _apply(x: Tensor, linear: Linear) -> tuple[Tensor, Tensor | None]:
     output = functional.linear(x, linear.weight, linear.bias)
     if linear.a is None or linear.b is None:
         return output, None
-    inner = x.view(-1, x.shape[-1]) @ linear.a.to(x.dtype).t()
+    inner = x.reshape(-1, x.shape[-1]) @ linear.a.to(x.dtype).t()
     output.view(-1, output.shape[-1]).addmm_(inner, linear.b.to(x.dtype).t(), alpha=linear.scale)
     return output, inner
 
@@ -249,7 +249,7 @@ class _GatedDown(torch.autograd.Function):
         of_hidden, of_gate, of_up = ctx.needs_input_grad[0] or ctx.needs_input_grad[1], None, None
         need = (of_hidden, *ctx.needs_input_grad[5:7])
         active = ctx.activation.forward(gate)
-        hidden = (active * up).view(-1, up.shape[-1]) if need[1] else None
+        hidden = (active * up).reshape(-1, up.shape[-1]) if need[1] else None
         linear = Linear(weight, None, a, b, ctx.scale)
         of_hidden, of_a, of_b = _apply_backward(grad.reshape(-1, grad.shape[-1]), hidden, inner, linear, need)
         del hidden
@@ -305,8 +305,10 @@ def _offset_of(module: Any, eps: float, dtype: torch.dtype | None) -> int | None
     """Return what the norms of this kind add to their weight; None if they compute another thing."""
     dtype = dtype or torch.float32
     small = _stand_in(module)
-    noise = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(*size, *module.weight.shape, generator=noise, dtype=dtype) for size in ((3,), ()))
+    noise = torch.Generator("cpu").manual_seed(0)
+    x, weight = (
+        torch.randn(*size, *module.weight.shape, generator=noise, dtype=dtype, device="cpu") for size in ((3,), ())
+    )
     small._parameters = {"weight": nn.Parameter(weight, requires_grad=False)}
     own = partial(type(small).forward, small, x)
     return next((offset for offset in (0, 1) if _agree(own, partial(_norm_forward, small, eps, offset, x))), None)
@@ -322,12 +324,13 @@ def _is_gated(module: Any) -> bool:  # noqa: ANN401
 def _activation_of(module: Any) -> Activation | None:  # noqa: ANN401
     """Return the activation of gated MLPs of this kind; None if they compute another thing."""
     small = _stand_in(module)
-    noise = torch.Generator().manual_seed(0)
+    noise = torch.Generator("cpu").manual_seed(0)
+    drawn: Any = {"generator": noise, "dtype": torch.float64, "device": "cpu"}
     for name, (width, size) in {"gate_proj": (8, 12), "up_proj": (8, 12), "down_proj": (12, 8)}.items():
         layer = nn.Linear(width, size, bias=False, device="meta").requires_grad_(False)
-        layer.weight = nn.Parameter(torch.randn(size, width, generator=noise, dtype=torch.float64), requires_grad=False)
+        layer.weight = nn.Parameter(torch.randn(size, width, **drawn), requires_grad=False)
         small._modules[name] = layer
-    x = torch.randn(3, 8, generator=noise, dtype=torch.float64)
+    x = torch.randn(3, 8, **drawn)
     own = partial(type(small).forward, small, x)
     return next((one for one in ACTIVATIONS if _agree(own, partial(_mlp_forward, small, one, x))), None)
 

@@ -162,8 +162,12 @@ def test_no_more_than_a_chunk_of_logits_exists_at_a_time(kind, dtype, softcap):
     largest = 6 * VOCABULARY  # 23 tokens make four chunks of 6, 6, 6 and 5
     assert largest < TOKENS * WIDTH * 2 < TOKENS * VOCABULARY / 2
     kept: list[int] = []
-    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t)
-    with Watch() as watch, hooks:
+
+    def keep(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    with Watch() as watch, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         token_logps(hidden, head, targets, softcap, 7).sum().backward()
     assert max(watch.most.values()) <= max(largest, VOCABULARY * WIDTH)
     assert max(kept) <= VOCABULARY * WIDTH  # the weight itself
