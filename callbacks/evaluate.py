@@ -18,7 +18,7 @@ from synthalign.evals.samples import merge_parts, sample_rows, write_part
 from synthalign.evals.tally import Tally
 from synthalign.types import Eval, Policy
 
-MADE_BY_A_RUN = ("results.json", "samples", "metrics.csv", "adapter")
+MADE_BY_A_RUN = ("results.json", "samples", "metrics.csv", "adapter", "model")
 
 
 class Evaluate(Callback):

@@ -66,11 +66,12 @@ class DPOModule(LightningModule):
         layout: How a batch lies before the model: synthalign.dpo.layouts.Tree by default; Trie where pairs share
             images, whose batches then keep them together; Rows for the plain way.
         reference: Where the reference's log-probs come from: synthalign.dpo.reference.AdaptersOff by default.
-        fused: Use faster forms of LoRA's, the norms' and the MLPs' arithmetic where they are proved equal.
+        fused: Use faster forms of LoRA's, the norms' and the MLPs' arithmetic. They are equal up to rounding; on
+            bfloat16 weights the low-rank products are rounded to bfloat16, which PEFT computes in float32.
         gradient_checkpointing: Compute activations again in the backward pass: less memory, about a quarter slower.
         keep_features_gib: CPU memory for images' features, which spares the frozen tower from the second epoch on, GiB.
         max_chosen_fall: Warn when the chosen responses' mean log-prob falls this far below its starting value, nats;
-            null never warns.
+            null never warns, nor does a run that starts from ``adapter``.
         answer_batch_size: Questions answered at once in evaluations.
     """
 
@@ -110,7 +111,9 @@ class DPOModule(LightningModule):
         self.reference: Reference = reference or AdaptersOff()
         self.fused, self.gradient_checkpointing = fused, gradient_checkpointing
         self.kept = KeptFeatures(keep_features_gib) if keep_features_gib else None
-        self.falling = None if max_chosen_fall is None else FallingChosen(margin_nats=max_chosen_fall)
+        self.falling: FallingChosen | None = None
+        if max_chosen_fall is not None and adapter is None:  # a given adapter is not where the reference is
+            self.falling = FallingChosen(margin_nats=max_chosen_fall)
         self.answer_batch_size = answer_batch_size
         self.chat = Chat(model=policy, revision=revision, system_prompt=system_prompt, chat_template=chat_template)
         self.strict_loading = False  # checkpoints hold the adapter only: the base is in its own folder already
@@ -127,14 +130,18 @@ class DPOModule(LightningModule):
         self.network = load_policy(
             self.policy, revision=self.revision, dtype=self.dtype_name, lora=self.lora, adapter=self.adapter
         )
-        stage = TrainerFn.FITTING if self._trainer is None else self.trainer.state.fn
-        if stage == TrainerFn.FITTING and self.lora is None and self.adapter is None:
+        if self.lora is None and self.adapter is None:
             train_language(self.network)
+            if self.network.dtype.itemsize < 4:
+                rank_zero_warn(
+                    f"all weights are trained in {self.network.dtype}, in which small steps round to nothing: "
+                    "set dtype: float32, and precision: bf16-mixed of the trainer for speed"
+                )
         if self.fused:
             fuse(self.network)
         if self.gradient_checkpointing:
             checkpoint_layers(self.network)
-        if stage != TrainerFn.TESTING:
+        if self._trainer is None or self.trainer.state.fn != TrainerFn.TESTING:
             self.reference.begin(self.network)
 
     @property
@@ -197,8 +204,9 @@ class DPOModule(LightningModule):
             self._ready = True
         laid = layout(self.network, batch)
 
+        again = trains_encoder(self.network)  # asked while the adapters are on: they may be on the tower
+
         def score(network: Any) -> PairLogps:  # noqa: ANN401
-            again = trains_encoder(self.network)
             return pair_logps(network, laid, image_features(network, batch) if again else features)
 
         reference = self.reference(self.network, batch.ids, score)
@@ -212,6 +220,9 @@ class DPOModule(LightningModule):
     def _tried(self, batch: PreferenceBatch, features: Features) -> Layout:
         """Return the layout, or rows where it would get this model wrong; all ranks decide alike."""
         if self._trusted is None:
+            if trains_encoder(self.network):
+                with torch.no_grad(), self.adapters_off():
+                    features = image_features(self.network, batch)
             reason = why_not_carried(self.layout, self.network, batch, features)
             carried = self.trainer.strategy.reduce_boolean_decision(reason is None, all=True)
             self._trusted = self.layout if carried else Rows()
@@ -219,7 +230,7 @@ class DPOModule(LightningModule):
                 kind = type(self.layout).__name__
                 sys.stderr.write(
                     f"layout: {kind} would get {self.policy} wrong ({reason or 'so found another rank'}); "
-                    "plain rows are taken instead, as exact and slower\n"
+                    "plain rows are taken instead: as exact, slower, and twice the tokens in a batch\n"
                 )
         return self._trusted
 

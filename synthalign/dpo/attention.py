@@ -115,17 +115,17 @@ def attending(decoder: Any, packed: Packed | None) -> Iterator[dict[str, Packed]
         stack.callback(setattr, decoder.config, "_attn_implementation", own)
         for part in parts:
             if part is not None and packed.last_layer is not None:
-                stack.enter_context(_only(part, packed.read))
+                stack.enter_context(_only(part, packed))
         yield {"packed": packed}
 
 
 @contextmanager
-def _only(part: torch.nn.Module, places: Tensor) -> Iterator[None]:
-    """Let a module that maps (1, S, D) token by token do so at these places only, and give zeros at the others."""
+def _only(part: torch.nn.Module, packed: Packed) -> Iterator[None]:
+    """Let a module that maps (1, S, D) token by token do so where states are read, and give zeros elsewhere."""
     patched, forward = "forward" in part.__dict__, part.forward
 
     def sparse(states: Tensor) -> Tensor:
-        at = places.to(states.device)
+        at = packed.cached(("read", states.device), lambda: packed.read.to(states.device))
         some = forward(states[:, at])
         if not isinstance(some, Tensor):  # it tells more than states, as some mixtures of experts do
             return forward(states)
@@ -163,9 +163,13 @@ def packed_attention(
         raise NotCarriedError(f"its attention takes {unknown[0]}")
     if dropout:
         raise NotCarriedError("its attention drops out")
+    device = query.device.type
+    if torch.is_autocast_enabled(device):  # rotary embeddings give float32 then, and scaled_dot_product_attention casts
+        dtype = torch.get_autocast_dtype(device)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if sliding_window is not None and packed.size <= sliding_window:
         sliding_window = None
-    if query.device.type == "cuda":
+    if device == "cuda":
         from synthalign.dpo.attention_cuda import attend_cuda
 
         return attend_cuda(query, key, value, packed, scaling, sliding_window), None

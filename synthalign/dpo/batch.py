@@ -25,7 +25,7 @@ class PairTokens(NamedTuple):
     rejected: Sequence[int]
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Lightning's precision plugins fill a copy of it
 class PreferenceBatch:
     """B pairs about G images. Tokens stay on the CPU, where a layout puts them in order; images move.
 

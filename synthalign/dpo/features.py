@@ -63,7 +63,7 @@ class KeptFeatures:
     """Features of images seen before, in the CPU's memory: worth it while tower and projector are frozen.
 
     Args:
-        limit_gib: Memory that they may take, GiB; images beyond it are encoded every time.
+        limit_gib: Memory that they may take, GiB; a batch with an image beyond it is encoded whole every time.
     """
 
     def __init__(self, limit_gib: float) -> None:

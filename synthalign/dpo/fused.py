@@ -1,5 +1,8 @@
 """Faster forwards for a language model's adapted linears, norms and gated MLPs; they compute what its own do.
 
+Up to rounding: on weights in bfloat16 the low-rank products are rounded to bfloat16. In one projection that is 3.3e-3
+off float64's output, where PEFT's own, which casts to float32 and back, is 1.7e-3 off.
+
 Each is put on an instance, in the place of its class's forward; wherever it does not apply it calls that.
 
 N tokens, D width in, E width out, R rank.
@@ -146,6 +149,8 @@ def _linear_of(module: Any, x: Tensor) -> Linear | None:  # noqa: ANN401
         return None
     if base is module or (module.disable_adapters and not module.merged):
         return Linear(weight, bias, None, None, 0.0)
+    if not hasattr(module, "lora_A"):  # an adapter of another kind
+        return None
     names = module.active_adapters
     if module.disable_adapters or module.merged or len(names) != 1 or names[0] not in module.lora_A:
         return None

@@ -105,6 +105,7 @@ class _PackedRow:
         self.runs: list[Run] = []
         self.order: list[int] = []
         self.scored: dict[int, list[Tensor]] = {}
+        self.of_pairs: dict[int, tuple[Tensor, Tensor]] = {}  # positions and blocks of prompt and longer response
         self.size = 0
 
     def add_pairs(self, pairs: list[int]) -> None:
@@ -158,11 +159,14 @@ class _PackedRow:
         Returns:
             The number of their run.
         """
-        prompt = self.batch.prompts[pair]
-        length = max(len(self.batch.chosen[pair]), len(self.batch.rejected[pair])) - 1
-        places = families.positions(self.network, self.batch, pair, length)
-        blocks = families.blocks(self.network, prompt)
-        blocks = torch.cat([blocks, blocks.new_full((length,), -1)])
+        if pair not in self.of_pairs:
+            length = max(len(self.batch.chosen[pair]), len(self.batch.rejected[pair])) - 1
+            of_prompt = families.blocks(self.network, self.batch.prompts[pair])
+            self.of_pairs[pair] = (
+                families.positions(self.network, self.batch, pair, length),
+                torch.cat([of_prompt, of_prompt.new_full((length,), -1)]),
+            )
+        places, blocks = self.of_pairs[pair]
         self.ids.append(ids)
         self.positions.append(places[:, begin : begin + len(ids)])
         self.blocks.append(blocks[begin : begin + len(ids)])

@@ -99,11 +99,19 @@ def adapters_off(network: Any) -> Iterator[None]:  # noqa: ANN401
         yield
 
 
-def save_adapter(network: Any, folder: Path) -> None:  # noqa: ANN401
-    """Save the adapter as PEFT does; the folder is replaced once the new one is whole."""
+def save_adapter(network: Any, folder: Path, processor: Any = None) -> None:  # noqa: ANN401
+    """Save the adapter as PEFT does, or a model without one whole; the folder is replaced once the new one is whole.
+
+    Args:
+        network: The policy.
+        folder: Where to.
+        processor: Is saved beside it, if given.
+    """
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     network.save_pretrained(part, safe_serialization=True)
+    if processor is not None:
+        processor.save_pretrained(part)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

@@ -92,13 +92,18 @@ class FrozenCopy:
         """Score under the copy, its adapters off if it has any."""
         assert self._copy is not None, "begin comes first"
         if not self._placed:  # a strategy moves and casts the policy only after it was loaded
-            device = next(network.parameters()).device
-            dtypes = {name: tensor.dtype for name, tensor in chain(network.named_parameters(), network.named_buffers())}
-            for name, mine in chain(self._copy.named_parameters(), self._copy.named_buffers()):
-                mine.data = mine.data.to(device, dtypes.get(name, mine.dtype))
-            self._placed = True
+            self._place(network)
         with adapters_off(self._copy):
             return score(self._copy)
+
+    @torch.inference_mode(False)  # in which Lightning validates: what is moved there could not be used elsewhere
+    def _place(self, network: Any) -> None:  # noqa: ANN401
+        """Bring the copy to the policy's device and dtypes."""
+        device = next(network.parameters()).device
+        dtypes = {name: tensor.dtype for name, tensor in chain(network.named_parameters(), network.named_buffers())}
+        for name, mine in chain(self._copy.named_parameters(), self._copy.named_buffers()):
+            mine.data = mine.data.to(device, dtypes.get(name, mine.dtype))
+        self._placed = True
 
 
 class Cached:

@@ -49,7 +49,8 @@ def test_what_a_models_make_up_tells_is_refused_by_name():
     config.attn_logit_softcapping = 30.0
     assert reason(policy, batch, Trie()) == "it bounds its attention's logits"
     config.attn_logit_softcapping = None
-    batch.prompts[0]["token_type_ids"] = torch.zeros_like(batch.prompts[0]["input_ids"])
+    for prompt in batch.prompts:
+        prompt["token_type_ids"] = torch.zeros_like(prompt["input_ids"])
     assert reason(policy, batch, Tree()) == "its processor gives token_type_ids for each token"
 
 
@@ -58,3 +59,19 @@ def test_a_part_of_a_batch_has_its_images_still():
     part = take(batch, [2, 1])
     assert (part.ids, part.image_of, part.image_ids) == (["c", "b"], [0, 1], ["x", "y"])
     assert part.images is batch.images
+
+
+@pytest.mark.parametrize("layout", [Rows(), Tree()], ids=["rows", "tree"])
+def test_a_model_that_does_more_to_its_logits_is_refused(layout):
+    policy, batch = policy_and_batch(llava)
+    base = policy.get_base_model()
+    own = base.forward
+
+    def warmer(**inputs):
+        output = own(**inputs)
+        output.logits = output.logits * 0.5
+        return output
+
+    base.forward = warmer
+    with pytest.raises(ValueError, match="LlavaForConditionalGeneration makes its logits in a way that is not support"):
+        reason(policy, batch, layout)

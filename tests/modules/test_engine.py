@@ -6,15 +6,19 @@ from functools import partial
 
 import pytest
 import torch
+from dpo.adapters import spread
 from dpo.drawn_pairs import FIT, write_set
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
+from synthalign.callbacks import SaveAdapter
 from synthalign.datamodules import SyntheticPreferenceDataModule
 from synthalign.dpo.layouts import Rows, Tree, Trie
 from synthalign.dpo.losses import DPO
+from synthalign.dpo.policy import LoRA, load_policy
 from synthalign.dpo.reference import AdaptersOff, Cached, FrozenCopy
 from synthalign.types import PreferenceTerms
+from synthalign.vlm import Chat
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode"),
@@ -41,8 +45,6 @@ def close(here, there, start, rtol=1e-6):
 @pytest.fixture
 def datamodule(tmp_path, tiny_llava):
     """Give a datamodule of the ten drawn pairs, of which eight are fit."""
-    from synthalign.vlm import Chat
-
     path = write_set(tmp_path / "set")
 
     def make(**settings) -> LightningDataModule:
@@ -119,13 +121,17 @@ def test_all_weights_of_the_language_model_train_against_a_reference_that_stays(
     reference = FrozenCopy() if kind == "copy" else Cached(folder=str(tmp_path / "cache"))
     module = make_module(lora=None, reference=reference, optimizer=partial(torch.optim.AdamW, lr=1e-3))
     before = {name: p.detach().clone() for name, p in module.network.named_parameters()}
-    make_trainer(max_epochs=3).fit(module, datamodule=datamodule())
+    make_trainer(max_epochs=3, callbacks=[SaveAdapter()]).fit(module, datamodule=datamodule())
     losses = logged("train/loss")
     assert losses[0] == pytest.approx(math.log(2), rel=1e-6) and losses[-1] < 0.5
     changed = {name for name, p in module.network.named_parameters() if not torch.equal(p, before[name])}
     assert any("lm_head" in name for name in changed) and any("language_model" in name for name in changed)
     assert not any("vision_tower" in name or "projector" in name for name in changed)
     assert not module.has_adapter
+    saved = load_policy(str(tmp_path / "run" / "model"))  # a model to be named as a policy, its processor beside it
+    assert Chat(model=str(tmp_path / "run" / "model")).max_length == 512
+    weights = dict(module.network.named_parameters())
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in saved.named_parameters())
 
 
 def test_all_weights_with_adapters_off_as_reference_are_refused(make_module):
@@ -172,3 +178,44 @@ def test_chosen_responses_that_fall_are_warned_of(make_module, make_trainer, eig
 
 def test_the_collator_and_the_module_agree_on_who_shares_an_image(make_module):
     assert make_module(layout=Trie()).shares_images and not make_module().shares_images
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_the_layout_is_kept_in_every_precision(precision, make_module, make_trainer, eight, logged, capsys):
+    module = make_module(dtype="float32")
+    make_trainer(precision=precision, max_epochs=2).fit(module, eight(4))
+    assert not [line for line in capsys.readouterr().err.splitlines() if line.startswith("layout: ")]
+    losses = logged("train/loss")
+    assert losses[0] == pytest.approx(math.log(2), rel=1e-6) and losses[-1] < 0.6
+
+
+@pytest.mark.parametrize("layout", [Rows(), Tree()], ids=["rows", "tree"])
+def test_adapters_on_the_tower_are_off_in_the_reference(layout, make_module, make_trainer, eight, logged):
+    everywhere = LoRA(r=4, alpha=8, target_modules=r".*\.(q_proj|v_proj)")
+    module = make_module(lora=everywhere, layout=layout, optimizer=partial(torch.optim.SGD, lr=0.0))
+    assert any("vision_tower" in name for name in trained(module))
+    spread(module.network)
+    bare = make_module(lora=everywhere, layout=layout, optimizer=partial(torch.optim.SGD, lr=0.0))
+    make_trainer("spread").fit(module, eight(8))
+    make_trainer("bare").fit(bare, eight(8))
+    here, there = (logged("train/chosen_logps", name)[0] for name in ("spread", "bare"))
+    assert abs(here - there) > 0.1  # nats: the adapter does something
+    # what the policy is held against is what a fresh adapter computes
+    assert logged("train/chosen_logratio", "spread")[0] == pytest.approx(here - there, abs=1e-5)
+
+
+def test_a_checkpoint_of_all_weights_is_validated_against_where_they_began(
+    datamodule, make_module, make_trainer, tmp_path
+):
+    cached = Cached(folder=str(tmp_path / "cache"))
+    module = make_module(lora=None, reference=cached, optimizer=partial(torch.optim.AdamW, lr=1e-3))
+    trainer = make_trainer(max_epochs=2)
+    trainer.fit(module, datamodule=datamodule(val_share=0.3))
+    trainer.save_checkpoint(tmp_path / "all.ckpt")
+    expected = trainer.callback_metrics["val/loss"]
+
+    again = make_module(lora=None, reference=Cached(folder=str(tmp_path / "cache")))
+    checker = make_trainer("validate")
+    checker.validate(again, datamodule=datamodule(val_share=0.3), ckpt_path=tmp_path / "all.ckpt", verbose=False)
+    assert checker.callback_metrics["val/loss"] == pytest.approx(float(expected), rel=1e-6)
+    assert float(expected) != pytest.approx(math.log(2), abs=1e-3)
