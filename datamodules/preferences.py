@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -260,8 +260,11 @@ class SyntheticPreferenceDataModule(LightningDataModule):
                     bar.update()
         return [(pair_id, name) for _, pair_id, name in sorted(found)]
 
-    def reference_batches(self, ids: Iterable[str]) -> Iterable[PreferenceBatch]:
-        """Return batches of these pairs, held-out ones too, each pair once, longest first: all for this process.
+    def reference_batches(self, blocks: Iterable[Sequence[str]]) -> Iterable[PreferenceBatch]:
+        """Return batches of the pairs with these ids, held-out ones too: all for this process.
+
+        Args:
+            blocks: Ids, each once; no batch crosses from one block into the next. In a block the longest come first.
 
         Raises:
             KeyError: There is no such pair.
@@ -270,9 +273,11 @@ class SyntheticPreferenceDataModule(LightningDataModule):
         every: ConcatDataset[PairTokens] = ConcatDataset([self.train_set, self.val_set])
         loads = self.train_set.loads + self.val_set.loads
         places = {row_id: place for place, row_id in enumerate(self.train_set.ids + self.val_set.ids)}
-        asked = [places[row_id] for row_id in ids]
-        batches = batches_by_length([loads[place] for place in asked], self.batch_limit)
-        sampler = [[asked[row] for row in batch] for batch in batches]
+        sampler: list[list[int]] = []
+        for block in blocks:
+            asked = [places[row_id] for row_id in block]
+            batches = batches_by_length([loads[place] for place in asked], self.batch_limit)
+            sampler += [[asked[row] for row in batch] for batch in batches]
         return DataLoader(every, batch_sampler=sampler, **self._settings)
 
     @property

@@ -240,9 +240,9 @@ class DPOModule(LightningModule):
         pairs = data.fingerprints() if hasattr(data, "fingerprints") else []
 
         def batches(blocks: Sequence[Sequence[int]]) -> Iterable[PreferenceBatch]:
-            for block in blocks:
-                for batch in data.reference_batches([pairs[place][0] for place in block]):
-                    yield batch.to(self.device)
+            ids = [[pairs[place][0] for place in block] for block in blocks]
+            for batch in data.reference_batches(ids):
+                yield batch.to(self.device)
 
         def score(network: Any, batch: PreferenceBatch) -> PairLogps:  # noqa: ANN401
             with self.trainer.precision_plugin.forward_context():

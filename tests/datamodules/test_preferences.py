@@ -300,7 +300,7 @@ def test_batches_are_filled_by_tokens(shares_images, tmp_path, chat):
     for loader, dataset in (
         (module.train_dataloader(), module.train_set),
         (module.val_dataloader(), module.val_set),
-        (module.reference_batches(module.train_set.ids), module.train_set),
+        (module.reference_batches([module.train_set.ids]), module.train_set),
     ):
         batches = list(loader)
         assert sorted(row_id for batch in batches for row_id in batch.ids) == sorted(dataset.ids)
@@ -340,7 +340,7 @@ def test_fewer_pairs_than_processes_are_refused_with_a_budget_too(tmp_path, chat
 def test_reference_batches_are_of_the_pairs_asked_for_held_out_or_not(tmp_path, chat):
     module = existing(write_set(tmp_path / "set"), chat, batch_size=2, val_share=0.5)
     asked = [*module.val_set.ids[:2], *module.train_set.ids[-3:]]
-    batches = list(module.reference_batches(asked))
+    batches = list(module.reference_batches([asked]))
     assert [len(batch) for batch in batches] == [2, 2, 1]
     assert sorted(row_id for batch in batches for row_id in batch.ids) == sorted(asked)
     tokens = [
@@ -351,7 +351,7 @@ def test_reference_batches_are_of_the_pairs_asked_for_held_out_or_not(tmp_path, 
     assert tokens[0] == max(tokens)
     assert list(module.reference_batches([])) == []
     with pytest.raises(KeyError, match="unheard of"):
-        module.reference_batches(["unheard of"])
+        module.reference_batches([["unheard of"]])
 
 
 def test_a_fingerprint_names_the_whole_set_in_order_and_not_how_it_is_split(tmp_path, chat):
@@ -448,3 +448,12 @@ def test_without_a_chat_it_says_where_to_get_one(tmp_path):
     module = SyntheticPreferenceDataModule(pairs=str(write_set(tmp_path / "set")))
     with pytest.raises(ValueError, match=r"chat=module\.chat"):
         module.setup("fit")
+
+
+def test_no_reference_batch_crosses_from_one_block_into_the_next(tmp_path, chat):
+    module = existing(write_set(tmp_path / "set"), chat, batch_size=3)
+    blocks = [module.train_set.ids[:4], module.train_set.ids[4:]]
+    batches = list(module.reference_batches(blocks))
+    assert [len(batch) for batch in batches] == [3, 1, 3, 1]
+    for block, share in zip(blocks, (batches[:2], batches[2:]), strict=True):
+        assert sorted(row_id for batch in share for row_id in batch.ids) == sorted(block)
