@@ -245,8 +245,7 @@ class DPOModule(LightningModule):
                 yield batch.to(self.device)
 
         def score(network: Any, batch: PreferenceBatch) -> PairLogps:  # noqa: ANN401
-            with self.trainer.precision_plugin.forward_context():
-                return pair_logps(network, layout(network, batch), image_features(network, batch, self.kept))
+            return pair_logps(network, layout(network, batch), image_features(network, batch, self.kept))
 
         config = self.network.config
         recipe = {

@@ -57,10 +57,6 @@ class PreferenceBatch:
         images = {key: value.to(device, non_blocking=non_blocking) for key, value in self.images.items()}
         return replace(self, images=images)
 
-    def pin_memory(self) -> "PreferenceBatch":
-        """Pin the images' memory; a data loader calls this."""
-        return replace(self, images={key: value.pin_memory() for key, value in self.images.items()})
-
 
 def collate(pairs: Sequence[PairTokens], chat: Chat) -> PreferenceBatch:
     """Encode B pairs.

@@ -89,6 +89,12 @@ def train_language(network: Any) -> None:  # noqa: ANN401
     network.get_output_embeddings().requires_grad_(True)
 
 
+def trained_without_adapters(network: Any) -> list[str]:  # noqa: ANN401
+    """Name the weights that are trained and stay with the adapters off: such a policy does not stay its reference."""
+    with adapters_off(network):
+        return [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+
+
 @contextmanager
 def adapters_off(network: Any) -> Iterator[None]:  # noqa: ANN401
     """Make the policy its own frozen reference for a while. A bare model is that already."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from synthalign.dpo.policy import adapters_off
+from synthalign.dpo.policy import adapters_off, trained_without_adapters
 from synthalign.dpo.reference_cache import Preparation, Row, prepared
 from synthalign.types import PairLogps
 
@@ -50,9 +50,7 @@ class AdaptersOff:
         Raises:
             ValueError: Weights are trained that stay with the adapters off.
         """
-        with adapters_off(network):
-            trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
-        if trained:
+        if trained := trained_without_adapters(network):
             raise ValueError(
                 f"the policy trains weights of its own ({trained[0]}, {len(trained)} in all), so with adapters off it "
                 "is no frozen reference: take synthalign.dpo.reference.Cached (log-probs computed once, kept on disk) "

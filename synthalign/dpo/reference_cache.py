@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from synthalign.dpo.policy import adapters_off
+from synthalign.dpo.policy import adapters_off, trained_without_adapters
 from synthalign.store import Landing, Shard, digest, shards_of, sign_of_life, wait_for
 from synthalign.types import PairLogps
 
@@ -151,9 +151,7 @@ def _refuse_to_compute(network: Any, preparation: Preparation, landing: Landing)
             f"reference log-probs are missing in {landing.folder}, and cannot be computed where the weights are spread "
             "over ranks: take synthalign.dpo.reference.AdaptersOff, or make them in a run with strategy ddp first"
         )
-    with adapters_off(network):
-        trained = any(parameter.requires_grad for parameter in network.parameters())
-    if preparation.resumed and trained:
+    if preparation.resumed and trained_without_adapters(network):
         raise ValueError(
             f"reference log-probs are missing in {landing.folder}, and this run goes on with weights that have been "
             "trained, which are no reference: bring back the folder that the run began with, or begin anew"

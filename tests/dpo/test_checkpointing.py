@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
+from dpo.keeping import kept_bytes
 from dpo.nine import NINE, policy_and_batch
 from dpo.scoring import logps_of
-from torch.autograd.graph import saved_tensors_hooks
 
 from synthalign.dpo.batch import collate
 from synthalign.dpo.checkpointing import checkpoint_layers
@@ -17,16 +17,9 @@ from synthalign.dpo.layouts import Rows, Tree, Trie
 
 def step(network, batch, layout=None):
     """Log-probs of a batch, gradients of a mix of them, and the bytes kept in between, weights apart."""
-    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    kept = {}
-
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes(), tensor
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
+    with kept_bytes(network) as kept:
         logps = logps_of(network, batch, layout)
-    size = sum(size for place, (size, _) in kept.items() if place not in weights)
+    size = kept()
     trained = [p for p in network.parameters() if p.requires_grad]
     return logps, torch.autograd.grad((logps.chosen - 0.5 * logps.rejected).sum(), trained), size
 

@@ -5,9 +5,9 @@ import pickle
 
 import pytest
 import torch
+from dpo.keeping import kept_bytes
 from dpo.nine import NINE, policy_and_batch
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from synthalign.dpo.families import decoder_of
 from synthalign.dpo.fused import Fused, fuse, unfuse
@@ -47,16 +47,9 @@ def steps_of(network):
 
 def saved_bytes(network):
     """Bytes that are kept for the backward pass, weights apart; tensors that share memory count once."""
-    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    kept = {}
-
-    def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes(), tensor
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
+    with kept_bytes(network) as kept:
         states_of(network)
-    return sum(size for place, (size, _) in kept.items() if place not in weights)
+    return kept()
 
 
 def assert_equal(found, expected, rtol):

@@ -2,20 +2,17 @@
 
 import csv
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from dpo.drawn_pairs import TEN
+from dpo.launched import fit
 from dpo.parts import ASKED
 from safetensors.torch import load_file
 
 from synthalign.cli import main
-
-TESTS = Path(__file__).parents[1]
 
 CONFIG = """
 trainer:
@@ -70,17 +67,7 @@ def logged(folder: Path, name: str) -> list[float]:
 def two(tmp_path_factory, tiny_llava):
     """Two processes make the pairs and train."""
     folder = write(tmp_path_factory.mktemp("two") / "files", tiny_llava)
-    devices = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "synthalign", "fit", "--config", "config.yaml", *devices],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    fit(folder, "--trainer.strategy", "ddp", "--trainer.devices", "2")
     return folder
 
 

@@ -1,15 +1,12 @@
 """Batches filled to a budget hold unequal numbers of pairs; a step of two processes is the mean over all its pairs."""
 
 import json
-import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from dpo.drawn_pairs import write_set
+from dpo.launched import fit
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
@@ -17,8 +14,6 @@ from synthalign.datamodules import SyntheticPreferenceDataModule
 from synthalign.dpo.batch import collate
 from synthalign.dpo.policy import save_adapter
 from synthalign.vlm import Chat
-
-TESTS = Path(__file__).parents[1]
 
 CONFIG = """
 seed_everything: 0
@@ -58,16 +53,7 @@ def two(tmp_path_factory, tiny_llava):
     folder = tmp_path_factory.mktemp("uneven")
     write_set(folder / "set")
     (folder / "config.yaml").write_text(CONFIG.replace("POLICY", str(tiny_llava)), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "synthalign", "fit", "--config", "config.yaml"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    fit(folder)
     return folder
 
 
