@@ -21,7 +21,7 @@ from synthalign.pairs import PAIR_GATES, RESPONSE_GATES, refuse, surplus
 from synthalign.pipeline import Synthesis, summary
 from synthalign.store import seed_of, write_atomically
 from synthalign.tables import IMAGE_TOKEN, PairSet, read_pairs
-from synthalign.types import Drop, PairGate, ResponseGate
+from synthalign.types import Drop, PairGate, PickedPair, ResponseGate
 from synthalign.vlm import Chat
 
 SHOWN_DROPS = 20
@@ -162,7 +162,8 @@ class SyntheticPreferenceDataModule(LightningDataModule):
             raise ValueError("the datamodule needs the policy's chat: chat=module.chat (the command line links it)")
         row = pairs.rows[index]
         if self.synthesis is None:  # made pairs have been through their recipe's gates
-            drop = refuse(self.response_gates, self.pair_gates, row.question, row.chosen, row.rejected, row.margin)
+            picked = PickedPair(row.question, row.chosen, row.rejected, row.margin)
+            drop = refuse(self.response_gates, self.pair_gates, picked)
             if drop is not None:
                 return drop
         placeholder = getattr(self.chat.processor, "image_token", IMAGE_TOKEN)

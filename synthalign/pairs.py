@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from synthalign.store import seed_of
-from synthalign.types import Drop, PairGate, ResponseGate
+from synthalign.types import Drop, PairGate, PickedPair, Reply, ResponseGate
 
 
 def _plain(text: str) -> str:
@@ -32,7 +32,7 @@ class BestWorst:
     Source: Synth-Align (arXiv 2412.17417), section on response ranking.
     """
 
-    def __call__(self, scores: Sequence[float]) -> tuple[int, int] | None:
+    def __call__(self, scores: Sequence[float], seed: int) -> tuple[int, int] | None:
         """Return (position of the best, position of the worst), or None if no two scores differ."""
         positions = range(len(scores))
         best = max(positions, key=scores.__getitem__, default=0)
@@ -44,20 +44,22 @@ class BestWorst:
 class Empty:
     """Refuse a response without a single letter or digit: it would score nothing and teach nothing."""
 
-    def __call__(self, question: str, response: str) -> Drop | None:
+    def __call__(self, question: str, reply: Reply) -> Drop | None:
         """Say ``empty``, or None."""
-        return None if any(map(str.isalnum, response)) else Drop("empty", f"no letter or digit in {response[:60]!r}")
+        if any(map(str.isalnum, reply.text)):
+            return None
+        return Drop("empty", f"no letter or digit in {reply.text[:60]!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Echo:
     """Refuse a response that says the question again, or begins by doing so."""
 
-    def __call__(self, question: str, response: str) -> Drop | None:
+    def __call__(self, question: str, reply: Reply) -> Drop | None:
         """Say ``echo``, or None."""
-        asked, said = _plain(question), _plain(response)
+        asked, said = _plain(question), _plain(reply.text)
         if asked and (said == asked or said.startswith(asked + " ")):
-            return Drop("echo", f"repeats the question: {response[:60]!r}")
+            return Drop("echo", f"repeats the question: {reply.text[:60]!r}")
         return None
 
 
@@ -72,14 +74,14 @@ class ForeignScript:
 
     max_share: float = 0.2
 
-    def __call__(self, question: str, response: str) -> Drop | None:
+    def __call__(self, question: str, reply: Reply) -> Drop | None:
         """Say ``foreign_script``, or None."""
-        known, scripts = _scripts(question), _scripts(response)
+        known, scripts = _scripts(question), _scripts(reply.text)
         if KANA in known:
             known[CJK] += 1  # Japanese is written in both; a question need not show it
         foreign = {script: count for script, count in scripts.items() if script not in known}
         if known and sum(foreign.values()) > self.max_share * scripts.total():
-            return Drop("foreign_script", f"{'/'.join(sorted(foreign)).lower()} letters in {response[:60]!r}")
+            return Drop("foreign_script", f"{'/'.join(sorted(foreign)).lower()} letters in {reply.text[:60]!r}")
         return None
 
 
@@ -87,9 +89,10 @@ class ForeignScript:
 class Identical:
     """Refuse a pair whose two responses differ at most in case, punctuation and spacing."""
 
-    def __call__(self, chosen: str, rejected: str, margin: float | None) -> Drop | None:
+    def __call__(self, pair: PickedPair) -> Drop | None:
         """Say ``identical``, or None."""
-        return Drop("identical", f"both say {chosen[:60]!r}") if _plain(chosen) == _plain(rejected) else None
+        same = _plain(pair.chosen) == _plain(pair.rejected)
+        return Drop("identical", f"both say {pair.chosen[:60]!r}") if same else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +105,10 @@ class TooClose:
 
     min_margin: float = 0.0
 
-    def __call__(self, chosen: str, rejected: str, margin: float | None) -> Drop | None:
+    def __call__(self, pair: PickedPair) -> Drop | None:
         """Say ``too_close``, or None."""
-        if margin is not None and not margin > self.min_margin:
-            return Drop("too_close", f"margin {margin:.4g} is not above {self.min_margin:g}")
+        if pair.margin is not None and not pair.margin > self.min_margin:
+            return Drop("too_close", f"margin {pair.margin:.4g} is not above {self.min_margin:g}")
         return None
 
 
@@ -121,19 +124,12 @@ def first_drop(gates: Iterable[Callable[..., Drop | None]], *row: Any) -> Drop |
     return next((drop for gate in gates if (drop := gate(*row)) is not None), None)
 
 
-def refuse(
-    response_gates: Sequence[ResponseGate],
-    pair_gates: Sequence[PairGate],
-    question: str,
-    chosen: str,
-    rejected: str,
-    margin: float | None,
-) -> Drop | None:
+def refuse(response_gates: Sequence[ResponseGate], pair_gates: Sequence[PairGate], pair: PickedPair) -> Drop | None:
     """Return the first objection to a pair, naming the side at fault, or None."""
-    for side, response in (("chosen", chosen), ("rejected", rejected)):
-        if drop := first_drop(response_gates, question, response):
+    for side, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        if drop := first_drop(response_gates, pair.question, Reply(response)):
             return Drop(drop.reason, f"{side}: {drop.detail}")
-    return first_drop(pair_gates, chosen, rejected, margin)
+    return first_drop(pair_gates, pair)
 
 
 def surplus(ids: Sequence[str], chosen: Sequence[str], seed: int) -> set[str]:

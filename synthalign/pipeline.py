@@ -39,6 +39,8 @@ from synthalign.types import (
     ImageReward,
     PairGate,
     PairRule,
+    PickedPair,
+    Reply,
     Responder,
     ResponseGate,
     ResponseReward,
@@ -318,7 +320,7 @@ class Synthesis:
         for row in scored:
             refused, fit = [], []
             for one in row["candidates"]:
-                drop = first_drop(self._response_gates, row["question"], one["text"])
+                drop = first_drop(self._response_gates, row["question"], Reply(one["text"], one["truncated"]))
                 if drop is None and one["score"] is None:
                     drop = Drop("unscored", "the reward model gave no finite score" if one["text"].strip() else "empty")
                 if drop is None:
@@ -327,7 +329,7 @@ class Synthesis:
                     refused.append({"text": one["text"], **drop._asdict()})
             pair = {key: row[key] for key in ("id", "image_id", "question")}
             pair |= {"prompt": prompts[row["image_id"]], "refused": refused}
-            outcome = self._pick(fit)
+            outcome = self._pick(row["id"], row["question"], fit)
             if isinstance(outcome, Drop):
                 pair |= {"dropped": outcome.reason, "detail": outcome.detail}
             else:
@@ -337,15 +339,16 @@ class Synthesis:
             pairs.append(pair)
         return pairs
 
-    def _pick(self, fit: Rows) -> tuple[dict[str, Any], dict[str, Any]] | Drop:
+    def _pick(self, question_id: str, question: str, fit: Rows) -> tuple[dict[str, Any], dict[str, Any]] | Drop:
         if len(fit) < 2:
             return Drop("too_few_responses", f"{len(fit)} fit to be compared")
-        picked = self._rule([one["score"] for one in fit])
+        picked = self._rule([one["score"] for one in fit], seed_of(self.seed, "pair", question_id))
         if picked is None:
             return Drop("no_preference", f"the rule finds no pair among {len(fit)} responses")
         chosen, rejected = (fit[position] for position in picked)
         margin = chosen["score"] - rejected["score"]
-        return first_drop(self._pair_gates, chosen["text"], rejected["text"], margin) or (chosen, rejected)
+        pair = PickedPair(question, chosen["text"], rejected["text"], margin)
+        return first_drop(self._pair_gates, pair) or (chosen, rejected)
 
     @property
     def _rule(self) -> PairRule:

@@ -7,9 +7,10 @@ pipeline, not of a model, so each part can be tested alone and batched freely.
 Shapes: n rows of a call, B pairs of a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from PIL.Image import Image
@@ -67,6 +68,20 @@ class Drop(NamedTuple):
 
     reason: str
     detail: str
+
+
+class PickedPair(NamedTuple):
+    """Two responses to one question that a rule has picked, before the gates have seen them.
+
+    ``margin`` is score(chosen) - score(rejected), None if unscored. ``margins`` holds the same for each part of a
+    mixture of rewards, by its name.
+    """
+
+    question: str
+    chosen: str
+    rejected: str
+    margin: float | None = None
+    margins: Mapping[str, float] = MappingProxyType({})
 
 
 class PairLogps(NamedTuple):
@@ -161,24 +176,27 @@ class ResponseReward(Protocol):
 class PairRule(Protocol):
     """Picks (chosen, rejected) among the scored candidates of one question."""
 
-    def __call__(self, scores: Sequence[float]) -> tuple[int, int] | None:
-        """Return the two positions in ``scores``, or None if there is no pair in them."""
+    def __call__(self, scores: Sequence[float], seed: int) -> tuple[int, int] | None:
+        """Return the two positions in ``scores``, or None if there is no pair in them.
+
+        ``seed`` is the question's own, for a rule that draws.
+        """
         ...
 
 
 class ResponseGate(Protocol):
     """Refuses unfit responses before a pair is picked, so that one bad candidate does not cost the question."""
 
-    def __call__(self, question: str, response: str) -> Drop | None:
-        """Say why the response is unfit, or None."""
+    def __call__(self, question: str, reply: Reply) -> Drop | None:
+        """Say why the reply is unfit, or None. Of a reply in an existing set nothing but its text is known."""
         ...
 
 
 class PairGate(Protocol):
     """Refuses unfit pairs."""
 
-    def __call__(self, chosen: str, rejected: str, margin: float | None) -> Drop | None:
-        """Say why the pair is unfit, or None. ``margin`` is score(chosen) - score(rejected), None if unscored."""
+    def __call__(self, pair: PickedPair) -> Drop | None:
+        """Say why the pair is unfit, or None."""
         ...
 
 

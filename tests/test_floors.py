@@ -15,6 +15,7 @@ DOOR = {"__main__", "cli", "sweep", "training"}  # one room in several files
 FLOORS = [
     {"types"},  # the nouns, spoken on every floor
     {"tables", "weights"},
+    {"batching"},
     {"vlm", "clients", "store"},
     {"diffusion", "rewards", "pairs", "evals", "world"},
     {"pipeline", "dpo", "prompts", "export", "plan", "pages"},

@@ -5,7 +5,7 @@ import pytest
 
 from synthalign.pairs import BestWorst, Echo, Empty, ForeignScript, Identical, TooClose, refuse, surplus
 from synthalign.store import seed_of
-from synthalign.types import Drop
+from synthalign.types import Drop, PickedPair, Reply
 
 QUESTION = "What is in the image?"
 
@@ -23,7 +23,7 @@ QUESTION = "What is in the image?"
     ],
 )
 def test_the_best_is_chosen_and_the_worst_rejected(scores, pair):
-    assert BestWorst()(scores) == pair
+    assert BestWorst()(scores, 0) == pair
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_the_best_is_chosen_and_the_worst_rejected(scores, pair):
     ],
 )
 def test_a_response_without_letter_or_digit_is_empty(response, empty):
-    drop = Empty()(QUESTION, response)
+    drop = Empty()(QUESTION, Reply(response))
     assert drop == (Drop("empty", f"no letter or digit in {response!r}") if empty else None)
 
 
@@ -66,7 +66,7 @@ def test_a_response_without_letter_or_digit_is_empty(response, empty):
     ],
 )
 def test_a_response_that_begins_with_the_question_is_an_echo(question, response, echoes):
-    drop = Echo()(question, response)
+    drop = Echo()(question, Reply(response))
     assert drop == (Drop("echo", f"repeats the question: {response!r}") if echoes else None)
 
 
@@ -91,13 +91,13 @@ def test_a_response_that_begins_with_the_question_is_an_echo(question, response,
     ],
 )
 def test_a_response_in_a_script_that_the_question_does_not_use_is_foreign(question, response, foreign):
-    drop = ForeignScript()(question, response)
+    drop = ForeignScript()(question, Reply(response))
     assert drop == (Drop("foreign_script", foreign) if foreign else None)
 
 
 def test_the_share_of_foreign_letters_is_a_setting():
-    assert ForeignScript(max_share=1.0)(QUESTION, "Кот.") is None
-    assert ForeignScript(max_share=0.0)(QUESTION, "A cat: 猫") is not None
+    assert ForeignScript(max_share=1.0)(QUESTION, Reply("Кот.")) is None
+    assert ForeignScript(max_share=0.0)(QUESTION, Reply("A cat: 猫")) is not None
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_the_share_of_foreign_letters_is_a_setting():
 )
 def test_responses_that_differ_in_case_punctuation_and_spacing_are_identical(chosen, rejected, same):
     for first, second in ((chosen, rejected), (rejected, chosen)):
-        drop = Identical()(first, second, 1.0)
+        drop = Identical()(PickedPair(QUESTION, first, second, 1.0))
         assert drop == (Drop("identical", f"both say {first!r}") if same else None)
 
 
@@ -137,14 +137,14 @@ def test_responses_that_differ_in_case_punctuation_and_spacing_are_identical(cho
     ],
 )
 def test_a_margin_must_be_above_the_least(margin, min_margin, detail):
-    drop = TooClose(min_margin=min_margin)("a", "b", margin)
+    drop = TooClose(min_margin=min_margin)(PickedPair(QUESTION, "a", "b", margin))
     assert drop == (Drop("too_close", detail) if detail else None)
 
 
 def test_the_first_objection_counts_and_names_the_side():
     def reason(chosen: str, rejected: str, margin: float | None = 2.0) -> str | None:
         pair_gates = (Identical(), TooClose(min_margin=1.0))
-        drop = refuse((Empty(), Echo()), pair_gates, QUESTION, chosen, rejected, margin)
+        drop = refuse((Empty(), Echo()), pair_gates, PickedPair(QUESTION, chosen, rejected, margin))
         return None if drop is None else f"{drop.reason}: {drop.detail}"
 
     assert reason("A cat.", "A dog.") is None

@@ -507,7 +507,7 @@ def test_an_empty_response_is_never_paired_even_without_gates(scripted):
 class FirstLast:
     """A rule: the first against the last, whatever the scores."""
 
-    def __call__(self, scores: Sequence[float]) -> tuple[int, int] | None:
+    def __call__(self, scores: Sequence[float], seed: int) -> tuple[int, int] | None:
         """Return the two ends."""
         return 0, len(scores) - 1
 
