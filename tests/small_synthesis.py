@@ -1,5 +1,6 @@
 """A whole synthesis of small real parts: the offline world's renderer and tiny models of every kind."""
 
+import functools
 import json
 import multiprocessing
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from synthalign.pairs import Echo, Empty, ForeignScript, Identical, TooClose
 from synthalign.pipeline import Synthesis
 from synthalign.rewards.clip import CLIPReward
 from synthalign.rewards.sequence_classification import SequenceClassificationReward
@@ -70,6 +72,9 @@ def small_synthesis(folder: Path, models: dict[str, str], **settings: Any) -> Sy
             VLM(model=models["llava"], max_new_tokens=6, temperature=1.5, top_k=20),
         ],
         response_reward=SequenceClassificationReward(model=models["reward"], question_format="{prompt}\n{question}"),
+        # Random models end no sentence: the gates that would notice are left out.
+        response_gates=[Empty(), Echo(), ForeignScript()],
+        pair_gates=[Identical(), TooClose()],
         num_images=2,
         num_samples=2,
         shard_size=2,
@@ -77,22 +82,46 @@ def small_synthesis(folder: Path, models: dict[str, str], **settings: Any) -> Sy
     return replace(small, **settings)
 
 
-def start_ranks(synthesis: Synthesis, world_size: int = 1) -> list[BaseProcess]:
-    """Run a synthesis on as many processes as it has ranks."""
+def start_ranks(synthesis: Synthesis, world_size: int = 1, counts: Path | None = None) -> list[BaseProcess]:
+    """Run a synthesis on as many processes as it has ranks; each leaves its counts in a folder, if one is given."""
     ranks: list[BaseProcess] = [
-        _forks.Process(target=synthesis.run, args=(rank, world_size)) for rank in range(world_size)
+        _forks.Process(target=_run, args=(synthesis, rank, world_size, counts)) for rank in range(world_size)
     ]
     for process in ranks:
         process.start()
     return ranks
 
 
-def run_ranks(synthesis: Synthesis, world_size: int = 1) -> None:
+def run_ranks(synthesis: Synthesis, world_size: int = 1, counts: Path | None = None) -> None:
     """Run a synthesis on that many processes to its end."""
-    for process in start_ranks(synthesis, world_size):
+    for process in start_ranks(synthesis, world_size, counts):
         process.join()
         assert process.exitcode == 0
         process.close()
+
+
+def _run(synthesis: Synthesis, rank: int, world_size: int, counts: Path | None) -> None:
+    asked = {} if counts is None else {kind.__name__: count_calls(kind, name) for kind, name in COUNTED}
+    synthesis.run(rank, world_size)
+    if counts is not None:
+        (counts / f"{rank}.json").write_text(json.dumps({name: sum(sizes) for name, sizes in asked.items()}))
+
+
+COUNTED = ((Renderer, "generate"), (CLIPReward, "score"), (VLM, "respond"), (SequenceClassificationReward, "score"))
+"""The parts of a small synthesis, and what each is asked by."""
+
+
+def count_calls(kind: type, method: str) -> list[int]:
+    """Let a part note how many rows each call asks it for; it goes on as before."""
+    real, sizes = getattr(kind, method), list[int]()
+
+    @functools.wraps(real)
+    def counted(self: Any, first: Sequence[Any], *rest: Any) -> Any:
+        sizes.append(len(first))
+        return real(self, first, *rest)
+
+    setattr(kind, method, counted)
+    return sizes
 
 
 def shard_bytes(store: Path, stage: str = "") -> dict[str, bytes]:

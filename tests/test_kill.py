@@ -1,8 +1,10 @@
 """A run that is killed at any moment and started again ends with the pairs of a run that never was."""
 
+import json
 import random
 import shutil
 import time
+from collections import Counter
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -11,8 +13,8 @@ from small_synthesis import prompt_rows, run_ranks, shard_bytes, small_synthesis
 
 from synthalign.pipeline import Synthesis
 
-NUM_PROMPTS = 10  # a shard each
-STAGES = ["draw", "rank", "answer", "answer again", "score", "pair"]
+NUM_PROMPTS = 10  # in shards of one or two
+STAGES = ["draw", "rank", "pick", "answer", "answer again", "score", "pair"]
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +54,31 @@ def kill_within(synthesis: Synthesis, stage: int) -> None:
     process.join()
 
 
+def owed(synthesis: Synthesis, undisturbed: Synthesis) -> Counter[str]:
+    """How many rows each kind of part is still to be asked for, by what has not landed."""
+    names = ["Renderer", "CLIPReward", None, "VLM", "VLM", "SequenceClassificationReward", None]
+    rows: Counter[str] = Counter()
+    for name, mine, whole in zip(names, synthesis.stages, undisturbed.stages, strict=True):
+        for shard in mine.shards:
+            if name is None or mine.landing.has(shard):
+                continue
+            number = (
+                sum(bool(one["text"].strip()) for row in whole.landing.read(shard) for one in row.get("candidates", []))
+                if name.startswith("Sequence")
+                else len(shard.rows) * 2
+            )  # images of a prompt, samples of its question
+            rows[name] += number
+    return rows
+
+
 def restart_and_compare(synthesis: Synthesis, undisturbed: Synthesis, world_size: int = 1) -> None:
-    """Run to the end: what had landed stays, the rest comes, and all is as if nothing had happened."""
+    """Run to the end: what had landed stays and is not computed again, and all is as if nothing had happened."""
     store = Path(synthesis.store)
-    before = stamps(store)
-    run_ranks(synthesis, world_size)
+    before, expected = stamps(store), owed(synthesis, undisturbed)
+    counts = store.parent / "counts"
+    counts.mkdir(exist_ok=True)
+    run_ranks(synthesis, world_size, counts)
+    assert sum((Counter(json.loads(path.read_text())) for path in counts.glob("*.json")), Counter()) == +expected
     assert {name: stamp for name, stamp in stamps(store).items() if name in before} == before
     assert shard_bytes(store) == shard_bytes(Path(undisturbed.store))
     assert synthesis.table.read_bytes() == undisturbed.table.read_bytes()
@@ -66,11 +88,12 @@ def restart_and_compare(synthesis: Synthesis, undisturbed: Synthesis, world_size
 def test_a_run_killed_within_a_stage_goes_on_where_it_was(stage, mine, undisturbed):
     for _ in range(5):  # a busy machine may look too late
         kill_within(mine, stage)
-        if landed(mine)[stage] < NUM_PROMPTS:
+        if landed(mine)[stage] < len(mine.stages[stage].shards):
             break
     counts = landed(mine)
-    assert counts[:stage] == [NUM_PROMPTS] * stage
-    assert 0 < counts[stage] < NUM_PROMPTS
+    every = [len(one.shards) for one in mine.stages]
+    assert counts[:stage] == every[:stage]
+    assert 0 < counts[stage] < every[stage]
     assert counts[stage + 1 :] == [0] * (len(STAGES) - stage - 1)
     assert not mine.table.exists()
     restart_and_compare(mine, undisturbed)

@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -9,23 +12,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from synthalign import store
 from synthalign.pairs import TooClose
 from synthalign.rewards.clip import CLIPReward
 from synthalign.store import (
     Landing,
+    Shard,
     digest,
     fingerprint,
     recipe_of,
     seed_of,
+    shards_by_id,
     shards_of,
     sign_of_life,
     wait_for,
     write_atomically,
 )
+from synthalign.store import recipes as names
+from synthalign.store.landing import HALVED
+from synthalign.store.shards import hash_of
 from synthalign.vlm import VLM
 
 SCHEMA = pa.schema({"id": pa.string(), "score": pa.float64()})
@@ -68,6 +77,47 @@ def test_more_rows_add_shards_and_change_at_most_the_last(more, kept):
     assert after[kept] != before[kept]
     full = [shard.name for shard in shards_of(IDS[:6], 3)]
     assert [shard.name for shard in shards_of([*IDS[:6], "new"], 3)][:2] == full
+
+
+def by_id(ids: Sequence[str], size: int, contents: Sequence[int] | None = None) -> list[Shard]:
+    """Shards by the ids' hashes; rows are ids."""
+    hashes = np.array([hash_of(one) for one in ids], np.uint64)
+    held = np.arange(len(ids)) if contents is None else np.array(contents)
+    return shards_by_id(hashes, held.astype(np.uint64), size, lambda positions: [ids[i] for i in positions])
+
+
+MANY = [f"row-{n}" for n in range(1000)]
+
+
+@pytest.mark.parametrize(("size", "number"), [(1, 1024), (8, 128), (10, 128), (23, 32), (500, 2), (1000, 1), (5000, 1)])
+def test_shards_by_id_hold_every_row_once_and_are_about_as_large_as_asked(size, number):
+    shards = by_id(MANY, size)
+    assert sorted(row for shard in shards for row in shard.rows) == sorted(MANY)
+    assert len({shard.place for shard in shards}) == len(shards) <= number
+    assert {len(shard.place) - 1 for shard in shards} == {number.bit_length() - 1}
+    assert [shard.number for shard in shards] == list(range(len(shards)))
+    if size >= 8:  # Poisson's spread
+        assert max(len(shard.rows) for shard in shards) < 1000 / number + 5 * (1000 / number) ** 0.5
+
+
+def test_a_rows_shard_depends_on_its_id_alone_and_its_place_on_its_hash():
+    places = {row: shard.place for shard in by_id(MANY, 10) for row in shard.rows}
+    assert places == {row: shard.place for shard in by_id(MANY[::-1], 10) for row in shard.rows}
+    fewer = {row: shard.place for shard in by_id(MANY[:950], 10) for row in shard.rows}
+    assert all(places[row] == place for row, place in fewer.items())
+    assert all(f"{hash_of(row):063b}".startswith(place[1:]) for row, place in places.items())
+    more = {row: shard.place for shard in by_id(MANY + [f"new-{n}" for n in range(1000)], 10) for row in shard.rows}
+    assert all(more[row].startswith(place) for row, place in places.items())  # each shard falls into two
+
+
+def test_the_order_of_a_table_changes_no_shard_and_what_a_row_holds_changes_its_own():
+    contents = list(range(1000))
+    shards = by_id(MANY, 50, contents)
+    assert shards == by_id(MANY[::-1], 50, contents[::-1])
+    changed = by_id(MANY, 50, [7_000, *contents[1:]])
+    [other] = [one for one, now in zip(shards, changed, strict=True) if one != now]
+    assert "row-0" in other.rows
+    assert by_id([], 50) == []
 
 
 # Landings
@@ -139,6 +189,78 @@ def test_threads_that_write_one_file_at_once_do_not_meet(tmp_path):
     assert (tmp_path / "file").read_bytes() in contents
 
 
+KEYED = pa.schema({"key": pa.string(), "value": pa.int64()})
+
+
+def keyed(keys: Sequence[str]) -> list[dict[str, Any]]:
+    return [{"key": key, "value": MANY.index(key)} for key in keys]
+
+
+def test_rows_that_landed_in_other_shards_are_found_by_their_keys(tmp_path):
+    few, many = by_id(MANY[:300], 100), by_id(MANY, 100)
+    assert [len(shard.place) for shard in (few[0], many[0])] == [3, 4]
+    before = Landing(tmp_path, "answer", {}, KEYED)
+    for shard in few:
+        before.write(shard, keyed(shard.rows))
+    after = Landing(tmp_path, "answer", {}, KEYED)
+    for shard in many:
+        missing = after.missing(shard, shard.rows)
+        assert missing == [row for row in shard.rows if MANY.index(row) >= 300]
+        after.add(shard, keyed(missing))
+        assert after.missing(shard, shard.rows) == [] and not after.has(shard)
+        assert after.gather(shard, shard.rows) == keyed(shard.rows)
+        assert after.gather(shard, shard.rows[:1], ["value"])[0]["value"] == MANY.index(shard.rows[0])
+    for shard in few:  # and back
+        assert before.gather(shard, shard.rows) == keyed(shard.rows)
+    fewer = Landing(tmp_path, "answer", {}, KEYED)
+    [whole] = by_id(MANY[:20], 100)
+    assert fewer.missing(whole, whole.rows) == [] and fewer.gather(whole, whole.rows) == keyed(whole.rows)
+
+
+def test_a_row_that_never_landed_is_missed(tmp_path):
+    one = Landing(tmp_path, "answer", {}, KEYED)
+    [shard] = by_id(MANY[:3], 5)
+    assert one.missing(shard, shard.rows) == list(shard.rows)
+    with pytest.raises(KeyError):
+        one.gather(shard, shard.rows)
+
+
+def test_a_shard_whose_batches_were_halved_says_so(tmp_path):
+    one = Landing(tmp_path, "answer", {}, KEYED)
+    first, second = by_id(MANY[:20], 10)
+    one.write(first, keyed(first.rows), ["VLM: out of memory with 8 rows at once, went on with 4"])
+    one.write(second, keyed(second.rows))
+    assert one.halved(first, first.rows) == ["VLM: out of memory with 8 rows at once, went on with 4"]
+    assert one.halved(second, second.rows) == []
+    assert HALVED in pq.read_schema(one.path(first)).metadata
+    assert one.gather(first, first.rows) == keyed(first.rows)
+
+
+def test_a_disk_that_cannot_be_written_is_one_line_and_leaves_nothing_half(tmp_path):
+    """A limit on the size of files is what an unprivileged process can have of a full disk."""
+    script = f"""
+import resource, signal
+from pathlib import Path
+import pyarrow as pa
+from synthalign.store import Landing, shards_of
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+one = Landing(Path({str(tmp_path)!r}), "draw", {{}}, pa.schema({{"image": pa.binary()}}))
+first, second = shards_of(["a", "b"], 1)
+one.write(first, [{{"image": bytes(100)}}])
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+import random
+try:
+    one.write(second, [{{"image": random.Random(0).randbytes(50_000)}}])
+except RuntimeError as error:
+    print(error)
+print(one.has(first), one.has(second), sorted(path.name for path in one.folder.iterdir()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    line, state = done.stdout.splitlines()
+    assert re.fullmatch(r".*00001-\w+\.parquet cannot be written \(File too large\): .* what had landed stays", line)
+    assert state.startswith("True False") and ".part" not in state, done.stderr
+
+
 def test_a_damaged_shard_is_one_line_that_says_what_to_do(tmp_path):
     one, shard = land(tmp_path), shards_of(IDS, 3)[0]
     path = one.path(shard)
@@ -146,6 +268,48 @@ def test_a_damaged_shard_is_one_line_that_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match=r"\.parquet is damaged .*: delete it and run again$") as caught:
         one.read(shard)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_memory_does_not_grow_with_the_number_of_prompts(tmp_path):
+    """From the prompts file through two landings: ten times the rows take less than a tenth of their own size more."""
+    script = """
+import resource, sys, json
+from pathlib import Path
+from synthalign.pipeline.items import pictures
+from synthalign.store import Landing, digest, shards_by_id
+from synthalign.store.shards import hash_of
+from synthalign.tables import RANKS, PromptFile
+folder, number = Path(sys.argv[1]), int(sys.argv[2])
+folder.mkdir()
+path = folder / "prompts.jsonl"
+with path.open("w") as stream:
+    for n in range(number):
+        stream.write(json.dumps({"id": f"row-{n}", "prompt": f"a cat with {n} cups " * 8, "question": "Eh?"}) + "\\n")
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
+before = peak()
+rows = PromptFile(path)
+contents = rows.numbers(lambda row: int(digest([row.id, row.prompt]), 16))
+shards = shards_by_id(rows.numbers(lambda row: hash_of(row.id)), contents, 256, rows.part)
+first, second = (Landing(folder, stage, {}, RANKS) for stage in ("draw", "rank"))
+for shard in shards:
+    items = pictures(shard.rows)
+    first.write(shard, [{"key": one.key, "id": one.id, "scores": [1.0, 2.0]} for one in items])
+for shard in shards:
+    items = pictures(shard.rows)
+    assert first.missing(shard, [one.key for one in items]) == []
+    second.write(shard, first.gather(shard, [one.key for one in items]))
+print(peak() - before, path.stat().st_size / 2**20, sum(len(second.read(shard)) for shard in shards))
+"""
+    grown = {}
+    for number in (10_000, 100_000):
+        command = [sys.executable, "-c", script, str(tmp_path / str(number)), str(number)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        grown[number], size, landed = map(float, done.stdout.split())
+        assert landed == number
+    assert size > 18  # MiB of the longer file
+    assert grown[100_000] - grown[10_000] < 12
 
 
 # Addresses
@@ -246,16 +410,16 @@ def test_weights_change_a_recipe_and_a_moved_folder_does_not(tmp_path):
 
 
 def test_a_change_anywhere_in_a_large_file_shows_if_it_is_as_large_as_a_matrix(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "WHOLE_BYTES", 1 << 20)
-    path, size = tmp_path / "model.safetensors", 5 * store.SAMPLE_STRIDE + 12_345
+    monkeypatch.setattr(names, "WHOLE_BYTES", 1 << 20)
+    path, size = tmp_path / "model.safetensors", 5 * names.SAMPLE_STRIDE + 12_345
     seen = set()
-    for start in [None, *range(0, size - store.SAMPLE_STRIDE, 700_001), size - 1]:
+    for start in [None, *range(0, size - names.SAMPLE_STRIDE, 700_001), size - 1]:
         content = bytearray(size)
         if start is not None:
-            content[start : start + store.SAMPLE_STRIDE] = b"\1" * len(content[start : start + store.SAMPLE_STRIDE])
+            content[start : start + names.SAMPLE_STRIDE] = b"\1" * len(content[start : start + names.SAMPLE_STRIDE])
         path.write_bytes(content)
         seen.add(fingerprint(path))
-    assert len(seen) == 2 + len(range(0, size - store.SAMPLE_STRIDE, 700_001))
+    assert len(seen) == 2 + len(range(0, size - names.SAMPLE_STRIDE, 700_001))
 
 
 def test_a_folder_that_happens_to_be_named_as_a_revision_changes_nothing(tmp_path, monkeypatch):
