@@ -1,1 +1,1 @@
-"""Reward models, one file each: of images against their prompts, and of responses."""
+"""Reward models of images against their prompts, and of responses: one file each, and three for what several share."""

@@ -9,6 +9,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from synthalign.batching import in_batches
 from synthalign.weights import DType, check_folder, free_cuda, load, load_network, resolve_device
 
 
@@ -58,28 +59,28 @@ class CLIPReward:
         revision = self.revision if self.processor is None else None
         return load(AutoProcessor, self.processor or self.model, revision=revision)
 
-    @torch.no_grad()
     def score(self, prompts: Sequence[str], images: Sequence[Image]) -> Tensor:
         """Return n scores, shape (n,), float32 on the CPU; higher is better. Prompts too long for the model are cut."""
-        assert len(prompts) == len(images)
-        scores = [torch.empty(0)]
-        for start in range(0, len(images), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            scores.append(self._score(list(prompts[part]), list(images[part])))
-        return torch.cat(scores)
+        rows = list(zip(prompts, images, strict=True))
+        return torch.tensor(in_batches(rows, self.batch_size, self._score, type(self).__name__))
 
-    def _score(self, prompts: list[str], images: list[Image]) -> Tensor:
+    @torch.no_grad()
+    def _score(self, rows: Sequence[tuple[str, Image]]) -> list[float]:
         network = self.network
-        longest = network.config.text_config.max_position_embeddings
         inputs = self.preprocess(
-            text=prompts, images=images, padding=True, truncation=True, max_length=longest, return_tensors="pt"
+            text=[prompt for prompt, _ in rows],
+            images=[image for _, image in rows],
+            padding=True,
+            truncation=True,
+            max_length=network.config.text_config.max_position_embeddings,
+            return_tensors="pt",
         ).to(network.device)
         image = network.get_image_features(pixel_values=inputs["pixel_values"].to(network.dtype)).pooler_output
         text = network.get_text_features(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
         ).pooler_output
         cosine = torch.cosine_similarity(text.float(), image.float(), dim=-1)
-        return (network.logit_scale.float().exp() * cosine).cpu()
+        return (network.logit_scale.float().exp() * cosine).tolist()
 
     def release(self) -> None:
         """Free the memory of the weights; the next call loads them again."""

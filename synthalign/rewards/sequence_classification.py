@@ -10,7 +10,8 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from synthalign.weights import DType, check_folder, free_cuda, load, load_network, resolve_device
+from synthalign.rewards.conversations import check_format, score_distinct, turns
+from synthalign.weights import DType, Quantization, check_folder, free_cuda, load, load_network, resolve_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class SequenceClassificationReward:
         question_format: The user's turn; {question} and {prompt} (what the image was drawn from) are filled in.
         max_length: Longest conversation, tokens; a longer one loses its end. The model's own limit by default.
         dtype: Type of the weights; auto: as they were saved.
+        quantization: Keep the matrices of the model's layers in 4 bits (nf4) or 8 (int8).
         device: Where to run; auto: the first CUDA device, or the CPU.
         batch_size: Conversations scored at once.
     """
@@ -35,6 +37,7 @@ class SequenceClassificationReward:
     question_format: str = "{question}"
     max_length: int | None = None
     dtype: DType = "auto"
+    quantization: Quantization | None = None
     device: str = "auto"
     batch_size: int = 16
 
@@ -43,22 +46,24 @@ class SequenceClassificationReward:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {self.batch_size}")
         check_folder(self.model)
-        try:
-            filled = self.question_format.format(prompt="p", question="<q>")
-        except (AttributeError, KeyError, IndexError, ValueError) as error:
-            raise ValueError(f"question_format {self.question_format!r} knows only {{prompt}}, {{question}}") from error
-        if "<q>" not in filled:
-            raise ValueError(f"question_format {self.question_format!r} leaves out {{question}}")
+        check_format("question_format", self.question_format, ["question"], ["prompt"])
 
     @cached_property
     def network(self) -> Any:  # noqa: ANN401
         """The loaded model, in eval mode."""
         from transformers import AutoModelForSequenceClassification
 
-        network = load_network(AutoModelForSequenceClassification, self.model, revision=self.revision, dtype=self.dtype)
+        network = load_network(
+            AutoModelForSequenceClassification,
+            self.model,
+            revision=self.revision,
+            dtype=self.dtype,
+            quantization=self.quantization,
+            device=resolve_device(self.device),
+        )
         if network.config.num_labels != 1:
             raise ValueError(f"model {self.model!r} has {network.config.num_labels} labels; a reward has one")
-        return network.to(resolve_device(self.device))
+        return network
 
     @cached_property
     def tokenizer(self) -> Any:  # noqa: ANN401
@@ -70,32 +75,24 @@ class SequenceClassificationReward:
             raise ValueError(f"model {self.model!r} has no chat template to put question and response in")
         return tokenizer
 
-    @torch.no_grad()
     def score(
         self, prompts: Sequence[str], images: Sequence[Image], questions: Sequence[str], responses: Sequence[str]
     ) -> Tensor:
         """Return n scores, shape (n,), float32 on the CPU; higher is better. Equal conversations are scored once."""
         texts = [self._render(*row) for row in zip(prompts, questions, responses, strict=True)]
-        distinct = sorted(set(texts), key=lambda text: (len(text), text))  # alike in length: little padding
-        scores: dict[str, float] = {}
-        for start in range(0, len(distinct), self.batch_size):
-            batch = distinct[start : start + self.batch_size]
-            scores.update(zip(batch, self._score(batch), strict=True))
-        return torch.tensor([scores[text] for text in texts])
+        return score_distinct(texts, self.batch_size, self._score, type(self).__name__)
 
     def _render(self, prompt: str, question: str, response: str) -> str:
-        turns = [
-            {"role": "user", "content": self.question_format.format(prompt=prompt, question=question)},
-            {"role": "assistant", "content": response},
-        ]
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+        user = self.question_format.format(prompt=prompt, question=question)
+        return str(self.tokenizer.apply_chat_template(turns(user, response), tokenize=False))
 
-    def _score(self, texts: list[str]) -> list[float]:
+    @torch.no_grad()
+    def _score(self, texts: Sequence[str]) -> list[float]:
         tokenizer, network = self.tokenizer, self.network
         config = network.config.get_text_config()
         bos = tokenizer.bos_token
         rows = tokenizer(
-            texts,
+            list(texts),
             truncation=True,
             max_length=self.max_length or config.max_position_embeddings,
             add_special_tokens=not (bos and texts[0].startswith(bos)),

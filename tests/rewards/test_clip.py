@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from synthalign.batching import noting_halvings
 from synthalign.rewards.clip import CLIPReward
 
 PROMPTS = ["a red cup", "two dogs and a chair on a long table", "a red cup", "x"]
@@ -82,3 +83,23 @@ def test_a_batch_of_none_is_refused(tiny_clip):
 
 def test_nothing_scores_nothing(tiny_clip):
     assert CLIPReward(model=str(tiny_clip)).score([], []).shape == (0,)
+
+
+def test_a_batch_that_is_too_large_is_halved_and_noted(tiny_clip):
+    expected = CLIPReward(model=str(tiny_clip)).score(PROMPTS, IMAGES)
+    reward = CLIPReward(model=str(tiny_clip), batch_size=4)
+
+    def short_of_memory(module, args, kwargs):
+        if len(kwargs["pixel_values"]) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+
+    reward.network.vision_model.register_forward_pre_hook(short_of_memory, with_kwargs=True)
+    with noting_halvings() as notes:
+        torch.testing.assert_close(reward.score(PROMPTS, IMAGES), expected)
+    assert notes == ["CLIPReward: out of memory with 4 rows at once, went on with 2"]
+
+
+def test_a_score_that_is_no_number_is_passed_on(tiny_clip):
+    reward = CLIPReward(model=str(tiny_clip))
+    torch.nn.init.constant_(reward.network.logit_scale, torch.nan)
+    assert reward.score(PROMPTS, IMAGES).isnan().all()

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from PIL import Image
 
@@ -158,3 +159,24 @@ def test_models_that_are_no_rewards_are_refused(tiny_reward, tmp_path):
     tokenizer.save_pretrained(folder)
     with pytest.raises(ValueError, match="has no chat template to put question and response in"):
         scores(SequenceClassificationReward(model=str(folder)))
+
+
+def test_a_score_that_is_no_number_is_passed_on(tiny_reward):
+    reward = SequenceClassificationReward(model=str(tiny_reward))
+    torch.nn.init.constant_(reward.network.score.weight, torch.nan)
+    assert scores(reward).isnan().all()
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_a_quantised_model_scores(quantization, tmp_path):
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    folder = tiny.build_reward(tmp_path)
+    config = LlamaConfig.from_pretrained(folder, hidden_size=128, intermediate_size=128, initializer_range=0.05)
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    packed = SequenceClassificationReward(model=str(folder), quantization=quantization)
+    names = {type(part).__name__ for part in packed.network.modules()}
+    assert {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[quantization] in names
+    assert type(packed.network.score).__name__ == "Linear"
+    got, whole = scores(packed), scores(SequenceClassificationReward(model=str(folder)))
+    torch.testing.assert_close(got, whole, atol=0.3 * float(whole.abs().max()), rtol=0)
