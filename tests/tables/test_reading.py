@@ -1,8 +1,6 @@
-"""Prompts and pairs in every format known; a mistake in them is one line that says where."""
+"""Pairs in every format known; a mistake in them is one line that says where."""
 
 import hashlib
-import io
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,75 +8,26 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pair_files import (
+    BLUE,
+    READ,
+    RED,
+    TWO,
+    authors,
+    kept,
+    our_pair,
+    png,
+    the_line,
+    trl,
+    write_images,
+    write_json,
+    write_lines,
+    write_shard,
+)
 from PIL import Image
 
-from synthalign import tables
-from synthalign.tables import PairRow, image_in, json_rows, open_image, read_pairs, read_prompts
+from synthalign.tables import PairRow, read_pairs
 from synthalign.types import Drop
-
-RED, BLUE = (200, 10, 10), (10, 10, 200)
-
-
-def png(color: tuple[int, int, int], size: tuple[int, int] = (5, 4)) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", size, color).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def write_images(folder: Path) -> Path:
-    (folder / "images").mkdir(parents=True)
-    (folder / "images" / "red.png").write_bytes(png(RED))
-    (folder / "images" / "blue.png").write_bytes(png(BLUE, (7, 3)))
-    return folder
-
-
-def authors(pair_id: str, image: str, question: str, chosen: str, rejected: str) -> dict[str, Any]:
-    asked = {"from": "human", "value": f"<image> {question}"}
-    return {
-        "id": pair_id,
-        "image": f"images/{image}",
-        "conversations": [asked, {"from": "gpt", "value": chosen}],
-        "rejected_conversations": [asked, {"from": "gpt", "value": rejected}],
-    }
-
-
-def trl(question: str, chosen: str, rejected: str, **more: Any) -> dict[str, Any]:
-    def turn(role: str, content: Any) -> list[dict[str, Any]]:
-        return [{"role": role, "content": content}]
-
-    asked = [{"type": "image", "text": None}, {"type": "text", "text": question}]
-    return {
-        "prompt": turn("user", asked),
-        "chosen": turn("assistant", [{"type": "text", "text": chosen}]),
-        "rejected": turn("assistant", [{"type": "text", "text": rejected}]),
-        **more,
-    }
-
-
-def write_json(path: Path, rows: Any) -> Path:
-    path.write_text(json.dumps(rows), encoding="utf-8")
-    return path
-
-
-def write_lines(path: Path, rows: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def the_line(path: Path, **settings: Any) -> str:
-    """The message of a mistake in a pairs file, which must be one line."""
-    with pytest.raises(ValueError) as caught:
-        read_pairs(path, **settings)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-TWO = [("cat", "red.png", "What is it?", "A cat.", "A dog."), ("who", "blue.png", "Who?", "“Nobody.”", "誰もいない")]
-READ = [
-    PairRow("cat", "images/red.png", "What is it?", "A cat.", "A dog.", None),
-    PairRow("who", "images/blue.png", "Who?", "“Nobody.”", "誰もいない", None),
-]
-
 
 # Formats
 
@@ -114,7 +63,7 @@ def test_a_conversation_may_come_without_a_prompt_of_its_own(tmp_path):
     asked = row.pop("prompt")
     row |= {side: asked + row[side] for side in ("chosen", "rejected")}
     assert read_pairs(write_json(folder / "pairs.json", [row])).rows == [
-        PairRow("1", "images/red.png", "Why?", "So.", "No.", None)
+        PairRow("1", "images/red.png", "Why?", "So.", "No.")
     ]
 
 
@@ -139,25 +88,33 @@ def test_conversational_rows_are_read_from_parquet_with_embedded_images(column, 
     for path in (folder, folder / "train.parquet"):
         pairs = read_pairs(path)
         assert [row[2:5] for row in pairs.rows] == [row[2:] for row in TWO]
-        assert [row.id for row in pairs.rows] == [row.image_id for row in pairs.rows] == ["0", "1"]
+        assert [row.id for row in pairs.rows] == ["0", "1"]
+        assert [row.image_id for row in pairs.rows] == [pairs.images.digest(n) for n in range(2)]
         assert [pairs.images.size(n) for n in range(2)] == [(5, 4), (7, 3)]
         assert [image.getpixel((0, 0)) for image in pairs.images] == [RED, (99, 99, 99)]
 
 
-def our_pair(pair_id: str, **more: Any) -> dict[str, Any]:
-    image_id, question = pair_id.rpartition("/")[0], "What is it?"
-    return {"id": pair_id, "image_id": image_id, "prompt": "a cat", "question": question, "refused": [], **more}
+def test_rlaif_vs_own_rows_are_read_and_pairs_of_one_image_know_it(tmp_path):
+    row = {"ds_name": "RLAIF-V", "question": "What?", "chosen": "A.", "rejected": "B.", "origin_dataset": "COCO"}
+    row |= {"origin_split": '{"model": "x"}', "image_path": "images/1.jpg"}
+    images = [{"bytes": png(color), "path": "1.jpg"} for color in (RED, BLUE, RED)]
+    rows = [row | {"idx": idx, "image": image} for idx, image in zip(["7", "", "7"], images, strict=True)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    pairs = read_pairs(tmp_path / "pairs.parquet")
+    assert [row.id for row in pairs.rows] == ["7", "1", "7#2"]
+    assert [row[2:5] for row in pairs.rows] == [("What?", "A.", "B.")] * 3
+    red, blue, again = (row.image_id for row in pairs.rows)
+    assert red == again != blue
+    assert pairs.images[1].getpixel((0, 0)) == BLUE
 
 
-def kept(pair_id: str, color: tuple[int, int, int]) -> dict[str, Any]:
-    scores = {"chosen_score": 1.5, "rejected_score": 0.25}
-    sides = {"chosen": "A cat.", "rejected": "A dog.", "chosen_responder": "a", "rejected_responder": "b"}
-    return our_pair(pair_id, image={"bytes": png(color), "path": None}, **scores, **sides)
-
-
-def write_shard(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
-    folder.mkdir(exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=tables.PAIRS), folder / name)
+@pytest.mark.parametrize("cell", [png(RED), "images/red.png"])
+def test_a_column_may_hold_bare_bytes_or_paths(cell, tmp_path):
+    folder = write_images(tmp_path)
+    pq.write_table(pa.Table.from_pylist([trl("Why?", "So.", "No.", image=cell)]), folder / "pairs.parquet")
+    pairs = read_pairs(folder / "pairs.parquet")
+    assert pairs.images[0].getpixel((0, 0)) == RED
+    assert pairs.rows[0].image_id == (cell if isinstance(cell, str) else pairs.images.digest(0))
 
 
 def test_our_own_landing_is_read_with_margins_and_drops(tmp_path):
@@ -165,10 +122,9 @@ def test_our_own_landing_is_read_with_margins_and_drops(tmp_path):
     write_shard(folder, "00000-a.parquet", [kept("x/0", RED), our_pair("x/1", dropped="too_close", detail="margin 0")])
     write_shard(folder, "00001-b.parquet", [kept("y/0", BLUE)])
     pairs = read_pairs(folder)
-    assert pairs.rows == [
-        PairRow("x/0", "x", "What is it?", "A cat.", "A dog.", 1.25),
-        PairRow("y/0", "y", "What is it?", "A cat.", "A dog.", 1.25),
-    ]
+    said = ("What is it?", "A cat.", "A dog.", 1.5, 0.25, "a", "b", "a cat")
+    assert pairs.rows == [PairRow("x/0", "x", *said), PairRow("y/0", "y", *said)]
+    assert [row.margin for row in pairs.rows] == [1.25, 1.25]
     assert pairs.dropped == [("x/1", Drop("too_close", "margin 0"))]
     assert [image.getpixel((0, 0)) for image in pairs.images] == [RED, BLUE]
 
@@ -197,6 +153,17 @@ def test_repeated_ids_are_told_apart(tmp_path):
     rows = [authors(*TWO[0]) | {"id": pair_id} for pair_id in ids]
     got = [row.id for row in read_pairs(write_json(folder / "pairs.json", rows)).rows]
     assert got == ["cat", "cat#2", "cat#2#2", "cat#3", "dog", "6"]
+
+
+def test_numbers_and_texts_are_one_kind_of_id(tmp_path):
+    folder = write_images(tmp_path)
+    ids = [7, "7", "a", -1, ""]
+    rows = [authors(*TWO[0]) | {"id": pair_id} for pair_id in ids]
+    got = [row.id for row in read_pairs(write_lines(folder / "pairs.jsonl", rows)).rows]
+    assert got == ["7", "7#2", "a", "-1", "5"]
+    table = pa.Table.from_pylist([trl("Why?", "So.", "No.", image=png(RED), id=number) for number in (7, 8, 7)])
+    pq.write_table(table, folder / "pairs.parquet")
+    assert [row.id for row in read_pairs(folder / "pairs.parquet").rows] == ["7", "8", "7#2"]
 
 
 def test_images_are_opened_when_they_are_asked_for(tmp_path):
@@ -286,55 +253,6 @@ def test_a_mistake_in_a_row_names_the_row(rows, line, write, tmp_path):
     assert line.format(folder=folder) in said
 
 
-def test_a_link_out_of_the_image_folder_is_refused_and_one_into_the_hubs_blobs_is_not(tmp_path):
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123"
-    for folder in (blobs, snapshot):
-        folder.mkdir(parents=True)
-    (blobs / "abcd").write_bytes(png(RED))
-    (snapshot / "red.png").symlink_to(blobs / "abcd")
-    assert image_in(snapshot, "red.png", "row 1") == snapshot / "red.png"
-    (tmp_path / "plain").mkdir()
-    (tmp_path / "plain" / "red.png").symlink_to(blobs / "abcd")
-    with pytest.raises(ValueError, match=r"^row 1: image 'red\.png' leads out of its folder"):
-        image_in(tmp_path / "plain", "red.png", "row 1")
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ('{"id": "a"}\n\n{"id": \n', "line 3: malformed JSON: Expecting value"),
-        ('{"id": "a"} {"id": "b"}\n', "line 1: malformed JSON: Extra data"),
-        ('[\n{"id": "a"},\n{"id" "b"}\n]', "line 3: malformed JSON: Expecting ':' delimiter"),
-        ('[{"id": "a"},\n', "line 2: malformed JSON"),
-        ('[{"id": "a"}, 3]', "item 2: expected an object, found int"),
-        ('{"id": "a"}\n[1]\n', "line 2: expected an object, found list"),
-        ('{"id": "\\ud83d\\ude00"}\n{"id": "\\ud83d"}\n', "line 2: holds half of a surrogate pair"),
-    ],
-)
-def test_malformed_json_names_its_line(text, line, tmp_path):
-    path = tmp_path / "rows.json"
-    path.write_text(text)
-    with pytest.raises(ValueError) as caught:
-        list(json_rows(path))
-    assert str(caught.value).startswith(f"{path}, {line}") and "\n" not in str(caught.value)
-
-
-def test_text_that_is_not_utf8_or_not_there_is_one_line(tmp_path):
-    path = tmp_path / "rows.json"
-    with pytest.raises(ValueError, match=r"^no such file: .*rows\.json$"):
-        list(json_rows(path))
-    path.write_bytes('{"id": "é"}'.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"rows\.json: not UTF-8 text at byte 8$"):
-        list(json_rows(path))
-
-
-def test_lines_end_at_newlines_only_and_a_byte_order_mark_is_no_text(tmp_path):
-    rows = [{"id": "a\u2028b\x85c"}, {"id": "d"}]
-    text = "\ufeff" + "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    (tmp_path / "rows.jsonl").write_bytes(text.encode())
-    assert [row for _, row in json_rows(tmp_path / "rows.jsonl")] == rows
-
-
 def test_an_unreadable_image_file_is_one_line_before_training(tmp_path):
     folder = write_images(tmp_path)
     path = write_json(folder / "pairs.json", [authors(*row) for row in TWO])
@@ -342,13 +260,6 @@ def test_an_unreadable_image_file_is_one_line_before_training(tmp_path):
     assert the_line(path) == f"image cannot be read: {folder}/images/blue.png (not in a known format)"
     (folder / "images" / "blue.png").write_bytes(png(BLUE)[:-20])
     assert the_line(path).startswith(f"image cannot be read: {folder}/images/blue.png (")
-
-
-@pytest.mark.parametrize("content", [b"", b"text", png(RED, (64, 64))[:60]])
-def test_open_image_says_what_cannot_be_read(content, tmp_path):
-    (tmp_path / "x.png").write_bytes(content)
-    with pytest.raises(ValueError, match=r"^image cannot be read: .*x\.png \(.+\)$"):
-        open_image(tmp_path / "x.png")
 
 
 def test_an_images_digest_is_of_its_encoded_content_wherever_it_stands(tmp_path):
@@ -368,11 +279,6 @@ def test_an_images_digest_is_of_its_encoded_content_wherever_it_stands(tmp_path)
         hashlib.blake2b(png(BLUE), digest_size=8).hexdigest(),
         red,
     ]
-
-
-def test_open_image_gives_rgb(tmp_path):
-    Image.new("P", (3, 2), 0).save(tmp_path / "x.gif")
-    assert (open_image(tmp_path / "x.gif").mode, open_image(tmp_path / "x.gif").size) == ("RGB", (3, 2))
 
 
 def test_mistakes_in_parquet_are_one_line(tmp_path):
@@ -412,44 +318,5 @@ def test_an_image_named_in_parquet_stays_in_its_folder(tmp_path):
         trl("Why?", "So.", "No.", image={"bytes": None, "path": name}) for name in ("images/red.png", "../secret.png")
     ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "pairs.parquet")
-    pairs = read_pairs(folder / "pairs.parquet")
-    assert pairs.images.size(0) == (5, 4)
-    with pytest.raises(ValueError, match=r"pairs\.parquet, row 1: image '\.\./secret\.png' leads out of its folder"):
-        pairs.images.size(1)
-
-
-# Prompts
-
-
-def test_prompts_may_ask_one_question_or_several(tmp_path):
-    one = {"id": "a", "prompt": "a cat", "question": "What?"}
-    several = {"id": "b", "prompt": "猫", "questions": ["A?", "B?"]}
-    path = write_lines(tmp_path / "prompts.jsonl", [one, several, one | {"id": "c", "category": "animal"}])
-    assert read_prompts(path) == [("a", "a cat", ("What?",)), ("b", "猫", ("A?", "B?")), ("c", "a cat", ("What?",))]
-
-
-@pytest.mark.parametrize(
-    ("row", "line"),
-    [
-        ({"prompt": "a cat", "question": "What?"}, "'id' must be text, found None"),
-        ({"id": 3, "prompt": "a cat", "question": "What?"}, "'id' must be text, found 3"),
-        ({"id": "b", "question": "What?"}, "'prompt' must be text, found None"),
-        ({"id": "b", "prompt": " ", "question": "What?"}, "the prompt or a question is empty"),
-        ({"id": "b", "prompt": "a cat", "questions": ["What?", ""]}, "the prompt or a question is empty"),
-        ({"id": "b", "prompt": "a cat"}, "expected 'question' (text) or 'questions' (a list of texts)"),
-        ({"id": "b", "prompt": "a cat", "questions": []}, "expected 'question' (text) or 'questions'"),
-        ({"id": "b", "prompt": "a cat", "questions": "What?"}, "expected 'question' (text) or 'questions'"),
-        ({"id": "b", "prompt": "a cat", "question": "<image> What?"}, "leave '<image>' out of the question"),
-        ({"id": "a", "prompt": "a cat", "question": "What?"}, "id 'a' stands twice; rows are joined by id"),
-    ],
-)
-def test_a_mistake_in_a_prompt_names_its_line(row, line, tmp_path):
-    path = write_lines(tmp_path / "prompts.jsonl", [{"id": "a", "prompt": "a dog", "question": "Why?"}, row])
-    with pytest.raises(ValueError) as caught:
-        read_prompts(path)
-    assert str(caught.value).startswith(f"{path}, line 2: {line}") and "\n" not in str(caught.value)
-
-
-def test_an_empty_prompts_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no prompts"):
-        read_prompts(write_lines(tmp_path / "prompts.jsonl", []))
+    said = the_line(folder / "pairs.parquet")
+    assert re.search(r"pairs\.parquet, row 1: image '\.\./secret\.png' leads out of its folder", said)

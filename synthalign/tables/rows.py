@@ -1,0 +1,84 @@
+"""Rows of JSON, with the place of each to name in a message."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read a JSON array of objects, or one object a line; give each with the place to name in a message.
+
+    Raises:
+        ValueError: The file is missing, malformed (the line is named), or holds something else than objects.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is a folder, not a file" if path.is_dir() else f"no such file: {path}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text at byte {error.start}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+    if text.lstrip().startswith("["):
+        for number, row in enumerate(_parsed(text, str(path), count_lines=True), 1):
+            where = f"{path}, item {number}"
+            yield where, _checked(row, where, text)
+        return
+    # Not splitlines: JSON's texts may hold U+2028 and other ends of lines that are none here.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield where, parse_row(line, where)
+
+
+def parse_row(text: str, where: str) -> dict[str, Any]:
+    """Parse one row of JSON.
+
+    Raises:
+        ValueError: It is malformed, or something else than an object; ``where`` begins the message.
+    """
+    return _checked(_parsed(text, where), where, text)
+
+
+def _parsed(text: str, where: str, count_lines: bool = False) -> Any:  # noqa: ANN401 - whatever the file holds
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f", line {error.lineno}" if count_lines else ""
+        raise ValueError(f"{where}{line}: malformed JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists in lists without end
+        raise ValueError(f"{where}: malformed JSON: {error}") from None
+
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""An escape that is, or begins, a surrogate pair."""
+
+
+def _checked(row: Any, where: str, text: str) -> dict[str, Any]:  # noqa: ANN401
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected an object, found {type(row).__name__}")
+    if _HALF.search(text) and _has_half_characters(row):
+        raise ValueError(f"{where}: holds half of a surrogate pair (\\ud800 to \\udfff), which is no text")
+    return row
+
+
+def _has_half_characters(row: dict[str, Any]) -> bool:
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def field(row: dict[str, Any], name: str, where: str) -> str:
+    """Return a text field that must be there.
+
+    Raises:
+        ValueError: The field is absent or no text.
+    """
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {name!r} must be text, found {value!r}")
+    return value

@@ -1,0 +1,43 @@
+"""Rows of JSON: a mistake in them is one line that says where."""
+
+import json
+
+import pytest
+
+from synthalign.tables import json_rows
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('{"id": "a"}\n\n{"id": \n', "line 3: malformed JSON: Expecting value"),
+        ('{"id": "a"} {"id": "b"}\n', "line 1: malformed JSON: Extra data"),
+        ('[\n{"id": "a"},\n{"id" "b"}\n]', "line 3: malformed JSON: Expecting ':' delimiter"),
+        ('[{"id": "a"},\n', "line 2: malformed JSON"),
+        ('[{"id": "a"}, 3]', "item 2: expected an object, found int"),
+        ('{"id": "a"}\n[1]\n', "line 2: expected an object, found list"),
+        ('{"id": "\\ud83d\\ude00"}\n{"id": "\\ud83d"}\n', "line 2: holds half of a surrogate pair"),
+    ],
+)
+def test_malformed_json_names_its_line(text, line, tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises(ValueError) as caught:
+        list(json_rows(path))
+    assert str(caught.value).startswith(f"{path}, {line}") and "\n" not in str(caught.value)
+
+
+def test_text_that_is_not_utf8_or_not_there_is_one_line(tmp_path):
+    path = tmp_path / "rows.json"
+    with pytest.raises(ValueError, match=r"^no such file: .*rows\.json$"):
+        list(json_rows(path))
+    path.write_bytes('{"id": "é"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"rows\.json: not UTF-8 text at byte 8$"):
+        list(json_rows(path))
+
+
+def test_lines_end_at_newlines_only_and_a_byte_order_mark_is_no_text(tmp_path):
+    rows = [{"id": "a\u2028b\x85c"}, {"id": "d"}]
+    text = "\ufeff" + "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "rows.jsonl").write_bytes(text.encode())
+    assert [row for _, row in json_rows(tmp_path / "rows.jsonl")] == rows
