@@ -18,15 +18,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from synthalign.vlm.attention import refuse_unknown
+
 NAME = "synthalign_packed"
 """Of this attention among those of transformers, which builds no mask for a name that it has no mask for."""
-
-UNDERSTOOD = {"is_causal", "position_ids", "output_attentions", "use_cache", "cache_position", "position_bias"}
-"""What models hand to any attention, and what this one needs not know."""
-
-
-class NotCarriedError(ValueError):
-    """A model's attention has something that a packed row would get wrong."""
 
 
 class Run(NamedTuple):
@@ -159,10 +154,7 @@ def packed_attention(
     Raises:
         NotCarriedError: The model's attention does what this one does not.
     """
-    if unknown := [name for name, given in others.items() if name not in UNDERSTOOD and given is not None]:
-        raise NotCarriedError(f"its attention takes {unknown[0]}")
-    if dropout:
-        raise NotCarriedError("its attention drops out")
+    refuse_unknown(others, dropout)
     device = query.device.type
     if torch.is_autocast_enabled(device):  # rotary embeddings give float32 then, and scaled_dot_product_attention casts
         dtype = torch.get_autocast_dtype(device)

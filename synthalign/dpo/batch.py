@@ -12,6 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from synthalign.vlm import Chat
+from synthalign.vlm.prompts import per_token
 
 
 class PairTokens(NamedTuple):
@@ -77,20 +78,14 @@ def collate(pairs: Sequence[PairTokens], chat: Chat) -> PreferenceBatch:
     with chat.each_image_once():
         encoded = chat.inputs([first[pair.image_id].image for pair in pairs], [pair.question for pair in pairs])
         of_images = encoded if once == list(pairs) else chat.inputs([p.image for p in once], [p.question for p in once])
-    per_token = _per_token(encoded)
-    present = per_token.pop("attention_mask").bool()
+    of_tokens = per_token(encoded)
+    present = of_tokens.pop("attention_mask").bool()
     return PreferenceBatch(
         ids=[pair.id for pair in pairs],
-        prompts=[{key: value[row, present[row]] for key, value in per_token.items()} for row in range(len(pairs))],
+        prompts=[{key: value[row, present[row]] for key, value in of_tokens.items()} for row in range(len(pairs))],
         chosen=[torch.as_tensor(pair.chosen, dtype=torch.long) for pair in pairs],
         rejected=[torch.as_tensor(pair.rejected, dtype=torch.long) for pair in pairs],
-        images={key: value for key, value in of_images.items() if key not in per_token | {"attention_mask": present}},
+        images={key: value for key, value in of_images.items() if key not in of_tokens | {"attention_mask": present}},
         image_ids=image_ids,
         image_of=[place[pair.image_id] for pair in pairs],
     )
-
-
-def _per_token(encoded: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return what is given token by token."""
-    encoded.pop("labels", None)  # PaliGemma's processor gives some, unasked
-    return {key: value for key, value in encoded.items() if value.shape == encoded["input_ids"].shape}

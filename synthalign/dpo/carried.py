@@ -6,17 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthalign.dpo.attention import NotCarriedError
 from synthalign.dpo.batch import PreferenceBatch
-from synthalign.dpo.families import base_of
 from synthalign.dpo.features import Features
 from synthalign.dpo.layouts import Laid, Layout, Rows
 from synthalign.dpo.logps import scored_logps
 from synthalign.dpo.policy import adapters_off
-
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.005}
-"""How far a token's log-prob may be from the plain rows' in the mean, nats. Nine tiny random models are off by 0, 3e-7,
-3e-3 and 4e-4; with their positions trebled by 0.017 to 0.2, and trained models mind far more."""
+from synthalign.vlm.attention import NotCarriedError
+from synthalign.vlm.families import base_of
+from synthalign.vlm.tried import tolerance
 
 
 def why_not_carried(layout: Layout, network: Any, batch: PreferenceBatch, features: Features) -> str | None:  # noqa: ANN401
@@ -51,7 +48,7 @@ def why_not_carried(layout: Layout, network: Any, batch: PreferenceBatch, featur
         except Exception as error:  # any model may be given, and fails in its own way
             return f"its forward fails with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     off = float((found - expected).abs().mean())
-    return None if off <= _tolerance(network) else f"its log-probs are off by {off:.2g} nats a token"
+    return None if off <= tolerance(network) else f"its log-probs are off by {off:.2g} nats a token"
 
 
 def _check_own_logits(network: Any, laid: Laid, features: Features, expected: Tensor) -> None:  # noqa: ANN401
@@ -64,17 +61,11 @@ def _check_own_logits(network: Any, laid: Laid, features: Features, expected: Te
     logits = output.logits[0]
     logps = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     off = float((logps.gather(-1, laid.targets[:length, None])[:, 0] - expected[:length]).abs().mean())
-    if not off <= _tolerance(network):
+    if not off <= tolerance(network):
         raise ValueError(
             f"{type(base_of(network)).__name__} makes its logits in a way that is not supported: log-probs are off by "
             f"{off:.2g} nats a token"
         )
-
-
-def _tolerance(network: Any) -> float:  # noqa: ANN401
-    weight = base_of(network).get_input_embeddings().weight
-    device = weight.device.type
-    return TOLERANCE[torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype]
 
 
 def take(batch: PreferenceBatch, pairs: list[int]) -> PreferenceBatch:

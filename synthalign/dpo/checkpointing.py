@@ -9,7 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from synthalign.dpo.attention import NAME, attending
-from synthalign.dpo.families import decoder_of
+from synthalign.vlm.families import decoder_of
 
 
 def checkpoint_layers(network: Any, every: int = 1) -> int:  # noqa: ANN401

@@ -1,43 +1,17 @@
-"""What differs between families of models: where their parts are, how they count positions, what sees both ways."""
+"""What a family of models must be for its pairs to be packed and scored."""
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from synthalign.dpo.attention import NotCarriedError
 from synthalign.dpo.batch import PreferenceBatch
+from synthalign.vlm import families
+from synthalign.vlm.attention import NotCarriedError
+from synthalign.vlm.families import LAYERS, base_of, decoder_of, takes_features
 
 UNDERSTOOD = {"input_ids", "mm_token_type_ids"}
 """Inputs per token that no packed row gets wrong; token types besides, in the families below."""
-
-LAYERS = {"full_attention", "sliding_attention"}
-"""Kinds of layers that see by position only; any other kind remembers the row itself."""
-
-
-def base_of(network: Any) -> Any:  # noqa: ANN401
-    """Return the Hugging Face model, out of PEFT's wrapper if it is in one."""
-    return network.get_base_model() if hasattr(network, "get_base_model") else network
-
-
-def decoder_of(network: Any) -> Any:  # noqa: ANN401
-    """Return the language model without its head."""
-    core = base_of(network).model
-    return next(getattr(core, name) for name in ("language_model", "text_model") if hasattr(core, name))
-
-
-def image_token_of(network: Any) -> int:  # noqa: ANN401
-    """Return the token that stands for a piece of an image."""
-    config = base_of(network).config
-    return int(next(getattr(config, name) for name in ("image_token_id", "image_token_index") if hasattr(config, name)))
-
-
-def takes_features(network: Any) -> bool:  # noqa: ANN401
-    """Whether the model takes encoded images in the place of pixels."""
-    core = base_of(network).model
-    takes = "mm_encoder_outputs" in inspect.signature(core.forward).parameters
-    return takes and hasattr(core, "get_image_features")
 
 
 def trains_encoder(network: Any) -> bool:  # noqa: ANN401
@@ -86,25 +60,6 @@ def positions(network: Any, batch: PreferenceBatch, pair: int, num_response: int
         (1, P + num_response), or (3, P + num_response) for time, height and width in rotary embeddings of Qwen-VL's
         kind.
     """
-    base = base_of(network)
-    core, prompt = base.model, batch.prompts[pair]
-    ids = torch.cat([prompt["input_ids"], batch.chosen[pair].new_zeros(num_response)])
-    if hasattr(core, "get_rope_index"):
-        place = batch.image_of[pair]
-        grids = batch.images["image_grid_thw"][place : place + 1].cpu()
-        kinds = (ids == image_token_of(network)).int()
-        return core.get_rope_index(ids[None], mm_token_type_ids=kinds[None], image_grid_thw=grids)[0][:, 0]
-    first = 1 if base.config.model_type == "paligemma" else 0
-    return torch.arange(first, first + len(ids))[None]
-
-
-def blocks(network: Any, prompt: dict[str, Tensor]) -> Tensor:  # noqa: ANN401
-    """Number a prompt's blocks that see both ways, (P,); -1 where a token sees causally."""
-    kinds = prompt.get("token_type_ids")
-    if kinds is None:
-        return torch.full_like(prompt["input_ids"], -1)
-    if base_of(network).config.model_type == "paligemma":  # 0 is the prompt, all of which sees itself
-        return torch.where(kinds == 0, 0, -1)
-    image = kinds == 1  # Gemma 3: every image sees itself
-    begins = image & ~torch.cat([image.new_zeros(1), image[:-1]])
-    return torch.where(image, begins.cumsum(0) - 1, -1)
+    place, grids = batch.image_of[pair], batch.images.get("image_grid_thw")
+    ids = torch.cat([batch.prompts[pair]["input_ids"], batch.chosen[pair].new_zeros(num_response)])
+    return families.positions(network, ids, None if grids is None else grids[place : place + 1])

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from synthalign.dpo.batch import PreferenceBatch
-from synthalign.dpo.families import base_of, image_token_of, takes_features, trains_encoder
+from synthalign.dpo.families import trains_encoder
+from synthalign.vlm.families import base_of, image_token_of, takes_features
+from synthalign.vlm.features import EncodedImage, EncodedImages, encode_images, joins
 
 
 class Features(Protocol):
@@ -19,34 +21,6 @@ class Features(Protocol):
     def inputs(self, order: Sequence[int]) -> dict[str, Any]:
         """Return what the model takes for the images in this order, each given by its place in the batch."""
         ...
-
-
-class EncodedImage(NamedTuple):
-    """One image in the language model's width: (tokens, D) for the prompt, and for each of the layers that add more."""
-
-    tokens: Tensor
-    deep: tuple[Tensor, ...] = ()
-
-
-class EncoderOutput(NamedTuple):
-    """What a model's forward reads of its encoder's output."""
-
-    pooler_output: Tensor | list[Tensor]
-    deepstack_features: list[list[Tensor]] | None
-
-
-class EncodedImages(NamedTuple):
-    """Images that went through the tower once."""
-
-    images: list[EncodedImage]
-    joined: bool  # whether the model wants one tensor or a list
-
-    def inputs(self, order: Sequence[int]) -> dict[str, Any]:
-        """Return the images in this order, as the model's own encoder would have given them."""
-        tokens = torch.cat([self.images[place].tokens for place in order])
-        levels = [[torch.cat(level)] for level in zip(*(self.images[place].deep for place in order), strict=True)]
-        output = EncoderOutput(tokens if self.joined else [tokens], levels or None)
-        return {"mm_encoder_outputs": {"image": output}}
 
 
 class Pixels(NamedTuple):
@@ -94,8 +68,7 @@ def image_features(network: Any, batch: PreferenceBatch, kept: KeptFeatures | No
     Raises:
         ValueError: A prompt has another number of places than its image fills.
     """
-    base = base_of(network)
-    dtype = base.get_input_embeddings().weight.dtype
+    dtype = base_of(network).get_input_embeddings().weight.dtype
     images = {key: value.to(dtype) if value.is_floating_point() else value for key, value in batch.images.items()}
     if not takes_features(network):
         return Pixels(images)
@@ -104,19 +77,13 @@ def image_features(network: Any, batch: PreferenceBatch, kept: KeptFeatures | No
         device = next(iter(images.values())).device
         known = [kept.get(image_id, device) for image_id in batch.image_ids]
         if all(one is not None for one in known):
-            return EncodedImages([one for one in known if one is not None], _joined(base))
+            return EncodedImages([one for one in known if one is not None], joins(base_of(network)))
     with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
-        output = base.model.get_image_features(**images, return_dict=True)
-    encoded = _split(output, _places(network, batch))
+        encoded = encode_images(network, images, _places(network, batch))
     if kept is not None and not trained:
-        for image_id, one in zip(batch.image_ids, encoded, strict=True):
+        for image_id, one in zip(batch.image_ids, encoded.images, strict=True):
             kept.keep(image_id, one)
-    return EncodedImages(encoded, _joined(base))
-
-
-def _joined(base: Any) -> bool:  # noqa: ANN401
-    """Whether a model reads its images as one tensor; the others concatenate a list."""
-    return base.config.model_type in ("paligemma", "gemma3")
+    return encoded
 
 
 def _places(network: Any, batch: PreferenceBatch) -> list[int]:  # noqa: ANN401
@@ -124,22 +91,6 @@ def _places(network: Any, batch: PreferenceBatch) -> list[int]:  # noqa: ANN401
     token = image_token_of(network)
     first = {place: pair for pair, place in reversed(list(enumerate(batch.image_of)))}
     return [int((batch.prompts[first[place]]["input_ids"] == token).sum()) for place in range(len(batch.image_ids))]
-
-
-def _split(output: Any, places: list[int]) -> list[EncodedImage]:  # noqa: ANN401
-    """Cut an encoder's output into images."""
-    tokens = _flat(output.pooler_output)
-    if len(tokens) != sum(places):
-        raise ValueError(f"{sum(places)} places in the prompts are for images, which fill {len(tokens)}")
-    levels = [_flat(level).split(places) for level in getattr(output, "deepstack_features", None) or ()]
-    deep = list(zip(*levels, strict=True)) or [()] * len(places)
-    return [EncodedImage(*one) for one in zip(tokens.split(places), deep, strict=True)]
-
-
-def _flat(features: Tensor | Sequence[Tensor]) -> Tensor:
-    """Join features that came in one tensor or several, (tokens of all images, D)."""
-    pieces = [features] if isinstance(features, Tensor) else features
-    return torch.cat([piece.flatten(0, -2) for piece in pieces])
 
 
 def _map(encoded: EncodedImage, change: Any) -> EncodedImage:  # noqa: ANN401

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from synthalign.dpo.families import decoder_of
+from synthalign.vlm.families import decoder_of
 
 
 class Fused(NamedTuple):

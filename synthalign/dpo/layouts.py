@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from synthalign.dpo import families
 from synthalign.dpo.attention import Packed, Run
 from synthalign.dpo.batch import PreferenceBatch
+from synthalign.vlm.families import base_of, blocks, decoder_of, image_token_of
 
 VERSION = 1
 """Of what layouts compute; log-probs kept on disk are of one version."""
@@ -134,7 +135,7 @@ class _PackedRow:
             "input_ids": torch.cat(self.ids)[None],
             "position_ids": places if len(places) == 1 else places[:, None],
         }
-        last_layer = len(families.decoder_of(self.network).layers) - 1
+        last_layer = len(decoder_of(self.network).layers) - 1
         packed = Packed(self.runs, torch.cat(self.blocks), last_layer)
         scored = [place for pair in pairs for place in self.scored[pair]]
         return _laid(self.network, inputs, self.order, scored, _sides(self.batch), packed)
@@ -161,15 +162,15 @@ class _PackedRow:
         """
         if pair not in self.of_pairs:
             length = max(len(self.batch.chosen[pair]), len(self.batch.rejected[pair])) - 1
-            of_prompt = families.blocks(self.network, self.batch.prompts[pair])
+            of_prompt = blocks(self.network, self.batch.prompts[pair])
             self.of_pairs[pair] = (
                 families.positions(self.network, self.batch, pair, length),
                 torch.cat([of_prompt, of_prompt.new_full((length,), -1)]),
             )
-        places, blocks = self.of_pairs[pair]
+        places, of_tokens = self.of_pairs[pair]
         self.ids.append(ids)
         self.positions.append(places[:, begin : begin + len(ids)])
-        self.blocks.append(blocks[begin : begin + len(ids)])
+        self.blocks.append(of_tokens[begin : begin + len(ids)])
         start, self.size = self.size, self.size + len(ids)
         self.runs.append(Run(start, self.size, self.size, ancestors, start + read))
         return len(self.runs) - 1
@@ -186,10 +187,10 @@ class _PackedRow:
             for key, value in prompt.items():
                 alike &= value[:size] == first[key][:size]
         length = int(alike.cumprod(0).sum())
-        block = families.blocks(self.network, first)
+        block = blocks(self.network, first)
         while length and block[length] >= 0 and block[length - 1] == block[length]:
             length -= 1
-        image = first["input_ids"] == families.image_token_of(self.network)
+        image = first["input_ids"] == image_token_of(self.network)
         return 0 if image[length:].any() else length
 
 
@@ -207,7 +208,7 @@ def _laid(
     packed: Packed | None,
 ) -> Laid:
     """Put everything on the model's device."""
-    device = families.base_of(network).get_input_embeddings().weight.device
+    device = base_of(network).get_input_embeddings().weight.device
     moved = {key: value.to(device, non_blocking=True) for key, value in inputs.items()}
     places, targets = (torch.cat(parts).to(device, non_blocking=True) for parts in (scored, sides))
     return Laid(moved, order, places, targets, [len(side) for side in sides], packed)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from synthalign.dpo.attention import attending
-from synthalign.dpo.families import base_of, decoder_of, softcap_of
+from synthalign.dpo.families import softcap_of
 from synthalign.dpo.features import Features
 from synthalign.dpo.head import token_logps
 from synthalign.dpo.layouts import Laid
 from synthalign.types import PairLogps
+from synthalign.vlm.families import base_of, decoder_of
 
 
 def pair_logps(network: Any, laid: Laid, features: Features) -> PairLogps:  # noqa: ANN401

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synthalign.dpo.families import decoder_of
 from synthalign.vlm import load_adapter, load_vlm
+from synthalign.vlm.families import decoder_of
 from synthalign.weights import DType
 
 LANGUAGE_LINEARS = r".*(language_model|text_model).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"

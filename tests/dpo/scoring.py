@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from synthalign.dpo.batch import PreferenceBatch
-from synthalign.dpo.families import base_of
 from synthalign.dpo.features import image_features
 from synthalign.dpo.layouts import Layout, Tree
 from synthalign.dpo.logps import pair_logps
 from synthalign.types import PairLogps
+from synthalign.vlm.families import base_of
 
 
 def logps_of(network: Any, batch: PreferenceBatch, layout: Layout | None = None) -> PairLogps:

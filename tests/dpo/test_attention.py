@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from synthalign.dpo.attention import NotCarriedError, Packed, Run, packed_attention
+from synthalign.dpo.attention import Packed, Run, packed_attention
 from synthalign.dpo.attention_cuda import mask_mod, varlen_index
+from synthalign.vlm.attention import NotCarriedError
 
 # Two trees. In the first an image of 4 tokens has two questions below it, each with two responses, one of them empty;
 # the second is a prompt with two responses.

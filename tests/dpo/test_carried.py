@@ -4,7 +4,7 @@ import pytest
 import torch
 from dpo.nine import NINE, gemma3, llava, policy_and_batch
 
-from synthalign.dpo import families
+from synthalign.dpo import families, layouts
 from synthalign.dpo.carried import take, why_not_carried
 from synthalign.dpo.features import image_features
 from synthalign.dpo.layouts import Rows, Tree, Trie
@@ -36,7 +36,7 @@ def test_wrong_positions_are_found_out(dtype, monkeypatch):
 
 def test_a_block_that_is_taken_for_causal_is_found_out(monkeypatch):
     policy, batch = policy_and_batch(gemma3, torch.float32)
-    monkeypatch.setattr(families, "blocks", lambda network, prompt: torch.full_like(prompt["input_ids"], -1))
+    monkeypatch.setattr(layouts, "blocks", lambda network, prompt: torch.full_like(prompt["input_ids"], -1))
     assert "its log-probs are off by" in reason(policy, batch, Tree())
 
 

@@ -10,9 +10,9 @@ from dpo.scoring import logps_of
 
 from synthalign.dpo.batch import collate
 from synthalign.dpo.checkpointing import checkpoint_layers
-from synthalign.dpo.families import decoder_of
 from synthalign.dpo.fused import fuse
 from synthalign.dpo.layouts import Rows, Tree, Trie
+from synthalign.vlm.families import decoder_of
 
 
 def step(network, batch, layout=None):

@@ -9,8 +9,8 @@ from dpo.keeping import kept_bytes
 from dpo.nine import NINE, policy_and_batch
 from torch import nn
 
-from synthalign.dpo.families import decoder_of
 from synthalign.dpo.fused import Fused, fuse, unfuse
+from synthalign.vlm.families import decoder_of
 
 LORA, MLP, NORM = "_LowRankBackward", "_GatedDownBackward", "_NormBackward"
 

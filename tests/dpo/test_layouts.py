@@ -6,10 +6,10 @@ from dpo.nine import NINE, llava, paligemma, policy_and_batch
 from dpo.scoring import logps_of, own_logps
 
 from synthalign.dpo.carried import take
-from synthalign.dpo.families import base_of
 from synthalign.dpo.features import image_features
 from synthalign.dpo.layouts import Layout, Rows, Tree, Trie
 from synthalign.dpo.logps import scored_logps
+from synthalign.vlm.families import base_of
 
 # PaliGemma compares token types by way of NumPy; transformers warns of what it does not know in tiny towers.
 pytestmark = [
