@@ -1,0 +1,87 @@
+"""The record of what a writer was asked and what became of it, from which a run that was killed goes on.
+
+A text file of one JSON object a line: first what the prompts are made from, then each chunk of attempts as a whole.
+Lines are only ever appended, and reach the disk before the next chunk is asked for; a last line that was cut short is
+cut off. Replies that were dropped stay in it, with the reason.
+"""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from synthalign.tables import json_rows
+
+NAME = "attempts.jsonl"
+
+
+class Journal:
+    """What has been written so far in a folder.
+
+    Args:
+        folder: The folder; it is made when there is something to record.
+        recipe: What the prompts are made from; JSON-able.
+
+    Raises:
+        ValueError: What the folder holds was made from something else.
+    """
+
+    def __init__(self, folder: Path, recipe: dict[str, Any]) -> None:
+        self.path = folder / NAME
+        self.rows: list[dict[str, Any]] = []
+        self.attempts: Counter[str] = Counter()  # by category
+        self.dropped: Counter[str] = Counter()  # by reason
+        self._cut_torn_line()
+        chunks = json_rows(self.path) if self.path.exists() else iter(())
+        where, begun = next(chunks, ("", None))
+        self._to_begin_with = [recipe] if begun is None else []
+        if begun is not None and begun != recipe:
+            changed = ", ".join(sorted(key for key in begun | recipe if begun.get(key) != recipe.get(key)))
+            raise ValueError(f"{where}: these prompts were made with other settings ({changed}): name another folder")
+        for _, chunk in chunks:
+            self._count(chunk)
+
+    def add(self, rows: list[dict[str, Any]], dropped: list[dict[str, Any]], attempts: Counter[str]) -> None:
+        """Record a chunk: the rows that came of it, what was dropped, and how many attempts each category took.
+
+        Raises:
+            RuntimeError: The disk is full, or cannot be written for another reason.
+        """
+        chunk = {"rows": rows, "dropped": dropped, "attempts": dict(attempts)}
+        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in [*self._to_begin_with, chunk]]
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as stream:
+                stream.write("".join(lines).encode())
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise RuntimeError(
+                f"{self.path} cannot be written ({error.strerror or error}): mend that and run again; "
+                "what it holds stays"
+            ) from error
+        self._to_begin_with = []
+        self._count(chunk)
+
+    def _count(self, chunk: dict[str, Any]) -> None:
+        self.rows += chunk["rows"]
+        self.attempts.update(chunk["attempts"])
+        self.dropped.update(one["reason"] for one in chunk["dropped"])
+
+    def _cut_torn_line(self) -> None:
+        if not self.path.exists():
+            return
+        content = self.path.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(self.path, content.rfind(b"\n") + 1)
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a file, or the name of one, where a folder is to be written.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if out.suffix == ".jsonl" or (out.exists() and not out.is_dir()):
+        raise ValueError(f"{out} must be a folder: prompts.jsonl is written into it")
