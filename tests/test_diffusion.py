@@ -1,15 +1,18 @@
-"""A request fixes its image; real tiny pipelines of two families, loaded as their users would."""
+"""A request fixes its image; real tiny pipelines of four families, loaded as their users would."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny
+import tiny_pipelines
 import torch
 from PIL import ImageChops
 from PIL.Image import Image
 
+from synthalign.batching import noting_halvings
 from synthalign.diffusion import DiffusionGenerator
 from synthalign.types import ImageRequest
 
@@ -17,7 +20,17 @@ PROMPTS = ("a red cup", "two dogs and a chair", "")
 Make = Callable[..., DiffusionGenerator]
 
 
-@pytest.fixture(scope="module", params=["sd", "sd3"])
+@pytest.fixture(scope="module")
+def tiny_sdxl(tiny_sd, tiny_sd3, tmp_path_factory):
+    return tiny_pipelines.build_sdxl(tmp_path_factory.mktemp("sdxl"), tiny_sd, tiny_sd3)
+
+
+@pytest.fixture(scope="module")
+def tiny_flux(tiny_sd, tiny_sd3, tmp_path_factory):
+    return tiny_pipelines.build_flux(tmp_path_factory.mktemp("flux"), tiny_sd, tiny_sd3)
+
+
+@pytest.fixture(scope="module", params=["sd", "sd3", "sdxl", "flux"])
 def make(request: pytest.FixtureRequest) -> Make:
     """Make generators of one family; what is not asked for otherwise is small."""
     folder = str(request.getfixturevalue(f"tiny_{request.param}"))
@@ -78,7 +91,8 @@ def test_prompt_seed_and_guidance_each_change_the_image(generator):
 
 def test_a_steps_or_a_negative_prompts_change_changes_the_image(generator, make):
     base = content(generator.generate(requests_for()))
-    for change in ({"num_inference_steps": 3}, {"negative_prompt": "a dog"}):
+    negative = {"negative_prompt": "a dog"} | ({"guidance": "true_cfg_scale"} if "flux" in generator.model else {})
+    for change in ({"num_inference_steps": 3}, negative):
         other = content(make(**change).generate(requests_for()))
         assert all(a != b for a, b in zip(base, other, strict=True)), change
 
@@ -105,7 +119,6 @@ def test_an_image_is_what_the_pipeline_draws_with_a_generator_of_that_seed(gener
     request = ImageRequest("a red cup", 7, 6.0)
     plain = make().pipeline(
         "a red cup",
-        negative_prompt="",
         num_inference_steps=2,
         guidance_scale=6.0,
         height=tiny.DRAWING_SIZE,
@@ -130,6 +143,66 @@ def test_a_pipeline_that_knows_no_negative_prompt_draws_and_refuses_one(tiny_sd,
     refusing = DiffusionGenerator(model=str(tmp_path), negative_prompt="a dog", **size)
     with pytest.raises(ValueError, match="LatentConsistencyModelPipeline takes no negative_prompt, got 'a dog'"):
         refusing.generate(requests_for())
+
+
+def test_a_negative_prompt_that_flux_would_ignore_is_refused(tiny_flux):
+    generator = DiffusionGenerator(model=str(tiny_flux), negative_prompt="a dog")
+    with pytest.raises(ValueError, match="FluxPipeline heeds a negative_prompt only with guidance: true_cfg_scale"):
+        generator.generate(requests_for())
+
+
+def test_flux_with_true_guidance_is_drawn_as_its_pipeline_draws_it(tiny_flux):
+    size = {"height": tiny.DRAWING_SIZE, "width": tiny.DRAWING_SIZE, "num_inference_steps": 2}
+    generator = DiffusionGenerator(model=str(tiny_flux), negative_prompt="a dog", guidance="true_cfg_scale", **size)
+    image = generator.generate([ImageRequest("a red cup", 7, 4.0)])[0]
+    noise = torch.Generator().manual_seed(7)
+    plain = generator.pipeline("a red cup", negative_prompt="a dog", true_cfg_scale=4.0, generator=noise, **size)
+    assert image.tobytes() == plain.images[0].tobytes()
+
+
+def test_a_guidance_that_the_pipeline_does_not_take_is_refused(tiny_sd):
+    generator = DiffusionGenerator(model=str(tiny_sd), guidance="true_cfg_scale")
+    with pytest.raises(ValueError, match="StableDiffusionPipeline takes no true_cfg_scale: see the field guidance"):
+        generator.generate(requests_for())
+
+
+def test_a_batch_too_large_for_the_memory_is_halved_and_each_image_is_still_its_requests(make):
+    wanted = requests_for((5.0, 9.0))
+    alone = make(batch_size=1).generate(wanted)
+    short = make(batch_size=3)
+    decoder, decode = short.pipeline.vae, short.pipeline.vae.decode
+
+    def decode_one(latents, *args, **kwargs):
+        if len(latents) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return decode(latents, *args, **kwargs)
+
+    decoder.decode = decode_one
+    with noting_halvings() as notes:
+        drawn = short.generate(wanted)
+    assert content(drawn) == content(alone)
+    # Three requests of each guidance: 3 at once fail, then one at a time.
+    assert notes == 2 * ["DiffusionGenerator: out of memory with 3 rows at once, went on with 1"]
+
+
+def test_images_that_a_safety_checker_makes_black_are_named_in_the_log(tiny_sd, tmp_path, caplog):
+    folder = tiny_pipelines.build_flagging(tmp_path, tiny_sd)
+    size = {"height": tiny.DRAWING_SIZE, "width": tiny.DRAWING_SIZE, "num_inference_steps": 2}
+    with caplog.at_level(logging.WARNING, "synthalign"):
+        drawn = DiffusionGenerator(model=str(folder), **size).generate(requests_for())
+    assert {difference(image, image.point(lambda _: 0)) for image in drawn} == {0}
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("synthalign")] == [
+        f"the safety checker of {folder} made 3 of 3 images black: 'a red cup', 'two dogs and a chair', ''"
+    ]
+    caplog.clear()
+    unchecked = DiffusionGenerator(model=str(folder), without=("safety_checker",), **size).generate(requests_for())
+    assert content(unchecked) == content(DiffusionGenerator(model=str(tiny_sd), **size).generate(requests_for()))
+    assert not [record for record in caplog.records if record.name.startswith("synthalign")]
+
+
+def test_a_seed_may_have_sixty_four_bits(generator):
+    first, last = (ImageRequest("a red cup", seed, 5.0) for seed in (2**63, 2**64 - 1))
+    assert generator.generate([first])[0].tobytes() != generator.generate([last])[0].tobytes()
 
 
 def test_no_requests_draw_nothing_and_load_nothing(make):
