@@ -35,11 +35,11 @@ class SyntheticPreferenceDataModule(LightningDataModule):
 
     Args:
         synthesis: How to make the pairs. Whatever is on disk already is not made again.
-        pairs: A set that exists: the Synth-Align authors' JSON, TRL's conversational preference rows, or a folder of
-            our own pairs.
+        pairs: A set that exists: the Synth-Align authors' JSON, TRL's conversational preference rows, RLAIF-V's
+            columns, a folder of our own pairs, or a hub dataset's ``owner/name[@revision]``.
         images: Folder of the images that the rows of ``pairs`` name by path; by default the folder of ``pairs``.
-        response_gates: Which responses of ``pairs`` are unfit: Empty, Echo and ForeignScript by default.
-        pair_gates: Which pairs of ``pairs`` are unfit: Identical and TooClose by default.
+        response_gates: Which responses of ``pairs`` are unfit; RESPONSE_GATES of synthalign.pairs by default.
+        pair_gates: Which pairs of ``pairs`` are unfit; PAIR_GATES of synthalign.pairs by default.
         balance_yes_no: Leave out surplus pairs so that as many choose "yes…" as "no…".
         max_length: Longest prompt plus response, tokens, image tokens counted; longer pairs are dropped, none is ever
             cut. The policy's own limit by default.

@@ -113,6 +113,14 @@ class ImageGenerator(Protocol):
         ...
 
 
+class ImageSeeds(Protocol):
+    """Says from which seed a candidate image is drawn."""
+
+    def __call__(self, prompt_id: str, candidate: int) -> int:
+        """Return the seed of candidate ``candidate``, counted from 0, of a prompt: 0 to 2**63 - 1."""
+        ...
+
+
 class ImageReward(Protocol):
     """Scores images against the prompts they were drawn from."""
 

@@ -14,7 +14,7 @@ PLUGS = {"callbacks", "datamodules", "modules"}
 DOOR = {"__main__", "cli", "sweep", "training"}  # one room in several files
 FLOORS = [
     {"types"},  # the nouns, spoken on every floor
-    {"tables", "weights"},
+    {"tables", "weights", "checkpoints"},
     {"batching"},
     {"vlm", "clients", "store"},
     {"diffusion", "rewards", "pairs", "evals", "world"},

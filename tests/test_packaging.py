@@ -129,6 +129,7 @@ def test_every_pin_fits_its_range():
 )
 def test_what_is_imported_is_declared(folders, extras):
     paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    paths = [path for path in paths if not path.name.startswith("make_")]  # these say themselves what they need
     ours = {"synthalign", *PLUGS, *folders} | {path.stem for path in paths} | {path.parent.name for path in paths}
     imported = {name for path in paths for name in _top_level_imports(path)} - ours - set(sys.stdlib_module_names)
     owners = importlib.metadata.packages_distributions()

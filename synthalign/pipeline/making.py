@@ -21,6 +21,7 @@ from synthalign.types import (
     ImageGenerator,
     ImageRequest,
     ImageReward,
+    ImageSeeds,
     PairGate,
     PairRule,
     PickedPair,
@@ -33,11 +34,13 @@ from synthalign.types import (
 Rows = list[dict[str, Any]]
 
 
-def draw(pictures: Sequence[Picture], generator: ImageGenerator, guidance_scales: Sequence[float], seed: int) -> Rows:
+def draw(
+    pictures: Sequence[Picture], generator: ImageGenerator, guidance_scales: Sequence[float], seeds: ImageSeeds
+) -> Rows:
     """Draw one candidate of each picture at each guidance scale."""
     # Candidate by candidate, so that requests of one guidance scale stand together.
     requests = [
-        ImageRequest(picture.prompt, seed_of(seed, "draw", picture.id, k), scale)
+        ImageRequest(picture.prompt, seeds(picture.id, k), scale)
         for k, scale in enumerate(guidance_scales)
         for picture in pictures
     ]

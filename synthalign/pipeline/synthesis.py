@@ -38,6 +38,7 @@ from synthalign.types import (
     Drop,
     ImageGenerator,
     ImageReward,
+    ImageSeeds,
     PairGate,
     PairRule,
     Responder,
@@ -61,10 +62,12 @@ class Synthesis:
         responders: Answer the questions about it, one after the other.
         response_reward: Scores the responses. The parts of a ResponseMixture score one after the other.
         rule: Picks chosen and rejected among a question's scored responses; best against worst by default.
-        response_gates: Keep unfit responses from the rule: Empty, Echo and ForeignScript by default.
-        pair_gates: Refuse unfit pairs: Identical and TooClose by default.
+        response_gates: Keep unfit responses from the rule; RESPONSE_GATES of synthalign.pairs by default.
+        pair_gates: Refuse unfit pairs; PAIR_GATES of synthalign.pairs by default.
         num_images: Candidate images per prompt.
         guidance_scales: Of the candidates, in turn.
+        image_seeds: Says from which seed a candidate is drawn; by default one of its own, derived from ``seed``, the
+            prompt's id and the candidate's number.
         num_samples: Responses per responder and question.
         greedy: Take each responder's greedy response instead of samples; num_samples must be 1 then.
         shard_size: Prompts per shard, about: what is computed, and lost when the process dies, at once.
@@ -82,6 +85,7 @@ class Synthesis:
     pair_gates: list[PairGate] | None = None
     num_images: int = 4
     guidance_scales: list[float] = field(default_factory=lambda: [5.0, 7.0, 9.0, 11.0])
+    image_seeds: ImageSeeds | None = None
     num_samples: int = 1
     greedy: bool = False
     shard_size: int = 32
@@ -158,10 +162,14 @@ class Synthesis:
         scales = [self.guidance_scales[k % len(self.guidance_scales)] for k in range(self.num_images)]
         recipe: dict[str, Any] = {"generator": recipe_of(self.generator), "seed": self.seed}
         recipe |= {"num_images": self.num_images, "guidance_scales": self.guidance_scales}
+        recipe |= {"image_seeds": recipe_of(self.image_seeds)}
         draws = Landing(Path(self.store), "draw", recipe, tables.DRAWS)
 
         def draw(shard: Shard, some: list[Picture]) -> Rows:
-            return making.draw(some, self.generator, scales, self.seed)
+            return making.draw(some, self.generator, scales, self.image_seeds or keyed)
+
+        def keyed(prompt_id: str, candidate: int) -> int:
+            return seed_of(self.seed, "draw", prompt_id, candidate)
 
         drawing = Stage("draw", draws, shards, items, draw, self.generator)
 

@@ -1,0 +1,1 @@
+"""Pages to look at: what a run made, in one file that opens anywhere."""
