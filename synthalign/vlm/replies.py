@@ -53,7 +53,7 @@ def reply(
         return []
     call = _Rows(model, chat, images, questions, max_new_tokens, sampler)
     name = f"replies of {chat.model}"
-    if shares(model, chat, images, questions):
+    if shares(model, chat, images, questions, max_new_tokens=max_new_tokens):
         branches = Branches(model, chat, images, questions)
         order = branches.order()
         done = in_batches(order, batch_size, partial(call.sharing, branches), name)

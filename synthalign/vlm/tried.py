@@ -39,10 +39,17 @@ def tolerance(network: Any) -> float:  # noqa: ANN401
     return TOLERANCE[torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype]
 
 
-def shares(network: Any, chat: Chat, images: Sequence[Image.Image], questions: Sequence[str]) -> bool:  # noqa: ANN401
+def shares(
+    network: Any,  # noqa: ANN401
+    chat: Chat,
+    images: Sequence[Image.Image],
+    questions: Sequence[str],
+    *,
+    max_new_tokens: int,
+) -> bool:
     """Say whether rows may share their prompts, trying it at a model's first call; warn if not."""
     if network not in _reasons:
-        _reasons[network] = why_not_shared(network, chat, images, questions)
+        _reasons[network] = why_not_shared(network, chat, images, questions, max_new_tokens=max_new_tokens)
         if reason := _reasons[network]:
             warn(network, chat, reason)
     return _reasons[network] is None
@@ -65,6 +72,8 @@ def why_not_shared(
     chat: Chat,
     images: Sequence[Image.Image],
     questions: Sequence[str],
+    *,
+    max_new_tokens: int,
 ) -> str | None:
     """Compare the logits of two rows' first tokens with those of the model's own ``generate``; say what differs."""
     try:
@@ -72,7 +81,7 @@ def why_not_shared(
         rows = _two(images, questions)
         images, questions = [images[row] for row in rows], [questions[row] for row in rows]
         plain = [_plain(network, chat, *row) for row in zip(images, questions, strict=True)]
-        shared = _shared(network, chat, images, questions, plain)
+        shared = _shared(network, chat, images, questions, plain, max_new_tokens)
         off = torch.stack([_off(*both) for both in zip(plain, shared, strict=True)])
     except NotCarriedError as error:
         return str(error)
@@ -125,6 +134,8 @@ def _plain(network: Any, chat: Chat, image: Image.Image, question: str) -> tuple
         **inputs,
         **GREEDY,
         max_new_tokens=STEPS,
+        min_new_tokens=0,
+        min_length=0,
         pad_token_id=chat.tokenizer.pad_token_id,
         output_logits=True,
         return_dict_in_generate=True,
@@ -138,6 +149,7 @@ def _shared(
     images: Sequence[Image.Image],
     questions: Sequence[str],
     plain: Sequence[tuple[Tensor, list[int]]],
+    max_new_tokens: int,
 ) -> list[Tensor]:
     """Return the logits (steps, V) that sharing gives each row if it says what it says the plain way."""
     logits: list[list[Tensor]] = [[] for _ in plain]
@@ -155,7 +167,9 @@ def _shared(
     longest = max(len(prompt) for prompt in prompts) + STEPS
     if longest > (window := window_of(network)):
         raise NotCarriedError(f"its prompts are longer than its sliding window of {window} tokens")
-    Choice(network, prompts, None, None, max_new_tokens=STEPS, pad_token_id=pad)  # or what it asks for is refused
+    Choice(
+        network, prompts, None, None, max_new_tokens=max_new_tokens, pad_token_id=pad
+    )  # or what it asks for is refused
     started = branches.start(rows)
     decode(network, started, follow, set(), max_new_tokens=max(len(tokens) for _, tokens in plain))
     return [torch.stack(one) for one in logits]

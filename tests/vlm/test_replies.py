@@ -210,9 +210,7 @@ def test_a_quantised_model_replies_and_only_its_language_layers_changed(quantiza
         elif quantization == "nf4":
             blocks = (dequantize_4bit(got.data, got.quant_state) - weight).view(-1, 64).abs()
             largest = weight.view(-1, 64).abs().amax(1, keepdim=True)
-            assert (
-                blocks <= 0.17 * largest
-            ).all()  # half of the code's widest gap is 0.152, the scales are rounded too
+            assert (blocks <= 0.17 * largest).all()  # half of the code's widest gap: 0.152
         else:
             rounded = got.data * got.SCB[:, None] / 127
             assert (rounded - weight).abs().max() <= weight.abs().max() / 127
