@@ -112,7 +112,14 @@ def test_saved_folders_go_from_prompts_to_the_final_table_by_config_alone(
     assert "8 pairs; dropped 0" in said
     shards = sorted(Path("store").rglob("*.parquet"))
     stamps = [shard.stat().st_mtime_ns for shard in shards]
-    assert {shard.parent.name.partition("-")[0] for shard in shards} == {"draw", "rank", "answer", "score", "pair"}
+    assert {shard.parent.name.partition("-")[0] for shard in shards} == {
+        "draw",
+        "rank",
+        "pick",
+        "answer",
+        "score",
+        "pair",
+    }
 
     main(["fit", "--config", config])
     assert [shard.stat().st_mtime_ns for shard in sorted(Path("store").rglob("*.parquet"))] == stamps

@@ -24,7 +24,7 @@ the last layer it counts the tokens that are read; "whole" counts all."""
 def show(found: dict[str, Any]) -> None:
     """Print the tables, and how to read them."""
     console = Console()
-    console.width = max(console.width, 160)
+    console.width = max(console.width, 190)
     machine = found["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     console.print(f"{found['sizes']}: {machine['device']}, {machine['threads']} thread(s), {versions}", highlight=False)

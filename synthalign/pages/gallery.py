@@ -205,8 +205,8 @@ class _Page:
         return {
             "prompt": question.prompt,
             "question": question.question,
-            "chosen": question.chosen,
-            "rejected": question.rejected,
+            "chosen": question.picked[0] if question.picked else question.chosen,
+            "rejected": question.picked[1] if question.picked else question.rejected,
             "detail": question.detail,
             "candidates": candidates,
         }

@@ -20,8 +20,8 @@ class Question(NamedTuple):
     """One question, everything that was said, and what became of it.
 
     ``candidates`` hold responder, text, truncated, score, scores (by part of a mixture), refused and detail;
-    ``chosen`` and ``rejected`` are places among them. ``dropped`` says why there is no pair, ``pending`` what the run
-    still owes. ``picture`` is the number of the image.
+    ``chosen`` and ``rejected`` are places among them, ``picked`` those of a pair that a gate may have dropped.
+    ``dropped`` says why there is no pair, ``pending`` what the run still owes. ``picture`` is the number of the image.
     """
 
     id: str
@@ -31,6 +31,7 @@ class Question(NamedTuple):
     candidates: list[dict[str, Any]]
     chosen: int | None = None
     rejected: int | None = None
+    picked: tuple[int, int] | None = None
     margin: float | None = None
     dropped: str | None = None
     detail: str = ""
@@ -180,6 +181,7 @@ class Joined:
             candidates=candidates,
             chosen=places.get("chosen"),
             rejected=places.get("rejected"),
+            picked=None if row.get("picked") is None else (row["picked"][0], row["picked"][1]),
             margin=None if scores[0] is None or scores[1] is None else scores[0] - scores[1],
             dropped=dropped,
             detail=detail,
@@ -282,7 +284,19 @@ def kind_of(landing: Landing, part: str) -> str:
 
 
 _PAIR_COLUMNS = [
-    *("id", "image_id", "image_key", "prompt", "question", "chosen", "rejected", "candidates", "dropped", "detail"),
+    *(
+        "id",
+        "image_id",
+        "image_key",
+        "prompt",
+        "question",
+        "chosen",
+        "rejected",
+        "picked",
+        "candidates",
+        "dropped",
+        "detail",
+    ),
     *("chosen_score", "rejected_score", "chosen_responder", "rejected_responder"),
 ]
 """All but the image, which is read once for all questions about it."""

@@ -186,22 +186,22 @@ def pair(
     for position, one in enumerate(asked):
         candidates = _combined({name: rows[position]["candidates"] for name, rows in scored.items()}, weights)
         for candidate in candidates:
-            drop = first_drop(response_gates, one.question, Reply(candidate["text"], candidate["truncated"]))
-            if drop is None and candidate["score"] is None:
-                written = bool(candidate["text"].strip())
-                drop = Drop("unscored", "the reward model gave no finite score" if written else "empty")
-            if drop is not None:
-                candidate |= {"refused": drop.reason, "detail": drop.detail}
+            if refusal := _refusal(one, candidate, response_gates):
+                candidate |= {"refused": refusal.reason, "detail": refusal.detail}
         row: dict[str, Any] = {"id": one.id, "image_id": one.picture.id, "image_key": one.picture.key}
         row |= {"prompt": one.picture.prompt, "question": one.question, "candidates": candidates}
-        fit = [candidate for candidate in candidates if candidate["refused"] is None]
-        outcome = _picked(one, fit, rule, pair_gates, seed)
-        if isinstance(outcome, Drop):
-            row |= {"dropped": outcome.reason, "detail": outcome.detail}
+        picked = _picked(one, candidates, rule, seed)
+        if isinstance(picked, Drop):
+            drop: Drop | None = picked
         else:
-            for side, picked in zip(("chosen", "rejected"), outcome, strict=True):
-                row |= {side: picked["text"], f"{side}_score": picked["score"]}
-                row |= {f"{side}_responder": picked["responder"]}
+            drop = _objection(one, candidates, picked, pair_gates)
+            row["picked"] = list(picked)
+        if drop is not None:
+            row |= {"dropped": drop.reason, "detail": drop.detail}
+        else:
+            for side, place in zip(("chosen", "rejected"), row["picked"], strict=True):
+                said = candidates[place]
+                row |= {side: said["text"], f"{side}_score": said["score"], f"{side}_responder": said["responder"]}
             row["image"] = {"bytes": images[one.picture.key], "path": None}
         pairs.append(row)
     return pairs
@@ -224,23 +224,37 @@ def _combined(by_part: Mapping[str, Rows], weights: Mapping[str, float]) -> Rows
     ]
 
 
-def _picked(
-    one: Asked, fit: Rows, rule: PairRule, gates: Sequence[PairGate], seed: int
-) -> tuple[dict[str, Any], dict[str, Any]] | Drop:
+def _refusal(one: Asked, candidate: dict[str, Any], gates: Sequence[ResponseGate]) -> Drop | None:
+    """Say why the rule is not to see a candidate, or None."""
+    if drop := first_drop(gates, one.question, Reply(candidate["text"], candidate["truncated"])):
+        return drop
+    if candidate["score"] is not None:
+        return None
+    written = bool(candidate["text"].strip())
+    return Drop("unscored", "the reward model gave no finite score" if written else "empty")
+
+
+def _picked(one: Asked, candidates: Rows, rule: PairRule, seed: int) -> tuple[int, int] | Drop:
+    """Let the rule pick among the candidates that no gate refused; return the places of the two."""
+    fit = [place for place, candidate in enumerate(candidates) if candidate["refused"] is None]
     if len(fit) < 2:
         return Drop("too_few_responses", f"{len(fit)} fit to be compared")
-    places = rule([candidate["score"] for candidate in fit], seed_of(seed, "pair", one.id))
-    if places is None:
+    picked = rule([candidates[place]["score"] for place in fit], seed_of(seed, "pair", one.id))
+    if picked is None:
         return Drop("no_preference", f"the rule finds no pair among {len(fit)} responses")
-    chosen, rejected = (fit[place] for place in places)
+    return fit[picked[0]], fit[picked[1]]
+
+
+def _objection(one: Asked, candidates: Rows, picked: tuple[int, int], gates: Sequence[PairGate]) -> Drop | None:
+    """Ask the gates about the pair that was picked."""
+    chosen, rejected = (candidates[place] for place in picked)
     margins = {
         better["reward"]: better["score"] - worse["score"]
         for better, worse in zip(chosen["scores"], rejected["scores"], strict=True)
         if None not in (better["score"], worse["score"])
     }
     margin = chosen["score"] - rejected["score"]
-    picked = PickedPair(one.question, chosen["text"], rejected["text"], margin, margins)
-    return first_drop(gates, picked) or (chosen, rejected)
+    return first_drop(gates, PickedPair(one.question, chosen["text"], rejected["text"], margin, margins))
 
 
 def _question(one: Asked) -> dict[str, Any]:

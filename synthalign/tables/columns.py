@@ -101,6 +101,7 @@ PAIRS = pa.schema(
                 )
             ),
         ),
+        ("picked", pa.list_(pa.int32())),  # places of the two that the rule picked; null where it picked none
         ("dropped", pa.string()),  # why there is no pair; null where there is one
         ("detail", pa.string()),
     ]

@@ -65,14 +65,17 @@ def shared_attention(
         NotCarriedError: The model's attention does what this one does not.
     """
     refuse_unknown(others, dropout)
-    device = query.device.type
-    if torch.is_autocast_enabled(device):  # rotary embeddings give float32 then, and scaled_dot_product_attention casts
-        dtype = torch.get_autocast_dtype(device)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    query, key, value = (as_autocast(one) for one in (query, key, value))
     return shared.attend(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
 
 
 AttentionInterface.register(NAME, shared_attention)
+
+
+def as_autocast(one: Tensor) -> Tensor:
+    """Cast as scaled_dot_product_attention does under autocast, where rotary embeddings give float32."""
+    device = one.device.type
+    return one.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else one
 
 
 @contextmanager

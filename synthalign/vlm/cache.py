@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from synthalign.vlm.attention import NotCarriedError, merge, part
+from synthalign.vlm.attention import NotCarriedError, as_autocast, merge, part
 
 
 class Stems(NamedTuple):
@@ -133,7 +133,7 @@ def stems_of(cache: Any) -> Stems:  # noqa: ANN401 - a DynamicCache of transform
     for layer in cache.layers:
         if type(layer).__name__ != "DynamicLayer":
             raise NotCarriedError(f"a layer of it remembers by {type(layer).__name__}")
-    return Stems([layer.keys for layer in cache.layers], [layer.values for layer in cache.layers])
+    return Stems(*([as_autocast(getattr(layer, kind)) for layer in cache.layers] for kind in ("keys", "values")))
 
 
 def _grouped(places: Sequence[Place], device: torch.device) -> tuple[list[_Group], Tensor]:

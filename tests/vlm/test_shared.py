@@ -75,6 +75,7 @@ def plainly(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 EACH = [*((family, None) for family in NINE), (gemma3, 64)]
+SHARING = [(family, window) for family, window in EACH if family is not gemma3 or window]
 
 
 @pytest.mark.parametrize(("family", "window"), EACH, ids=[f"{family.__name__}-{window}" for family, window in EACH])
@@ -96,10 +97,8 @@ def test_greedy_replies_of_nine_families_are_those_of_plain_generate(family, win
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize(("family", "window"), EACH, ids=[f"{family.__name__}-{window}" for family, window in EACH])
+@pytest.mark.parametrize(("family", "window"), SHARING, ids=[family.__name__ for family, _ in SHARING])
 def test_logits_of_every_step_are_those_of_plain_generate(family, window, dtype):
-    if family is gemma3 and window is None:
-        pytest.skip("it does not share: see above")
     model, chat = model_and_chat(family, dtype, window)
     images, questions = rows_of(chat)
     expected = [alone(model, chat, *row, 6) for row in zip(images, questions, strict=True)]
@@ -353,3 +352,39 @@ def test_trying_a_model_tells_nothing_of_one_that_is_carried():
     with torch.no_grad():
         assert why_not_shared(model, chat, images, questions, max_new_tokens=4) is None
         assert why_not_shared(model, chat, images[:1], questions[:1], max_new_tokens=4) is None
+
+
+def test_under_autocast_rows_share_too(monkeypatch, capsys):
+    model, chat = model_and_chat(llava, torch.float32)
+    images, questions = rows_of(chat)
+    sizes = plainly(monkeypatch)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = reply(model, chat, images, questions, max_new_tokens=4, batch_size=8)
+        expected = [alone(model, chat, *row, 1)[1][0] for row in zip(images, questions, strict=True)]
+    assert not sizes and not capsys.readouterr().err
+    for one, logits in zip(got, expected, strict=True):
+        assert one.yes_margin == pytest.approx(float(logits[7].float() - logits[9].float()), abs=0.1)
+
+
+def test_in_half_precision_rows_share_too(monkeypatch, capsys):
+    model, chat = model_and_chat(qwen2_vl, torch.bfloat16)
+    images, questions = rows_of(chat)
+    sizes = plainly(monkeypatch)
+    assert len(reply(model, chat, images, questions, max_new_tokens=4, batch_size=8)) == len(images)
+    assert not sizes and not capsys.readouterr().err
+
+
+def test_a_sharded_model_is_not_tried():
+    """Its ranks would have to take every step together."""
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model, chat = model_and_chat(llava, torch.float32)
+    images, questions = rows_of(chat)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(model.model.language_model, mesh=init_device_mesh("cpu", (1,)))
+        assert why_not_shared(model, chat, images, questions, max_new_tokens=4) == "its weights are sharded"
+    finally:
+        distributed.destroy_process_group()
