@@ -36,7 +36,9 @@ def in_batches(
     while len(results) < len(rows):
         batch = rows[len(results) : len(results) + size]
         try:
-            results += work(batch)
+            done = work(batch)
+            assert len(done) == len(batch), f"{name} gave {len(done)} results for {len(batch)} rows"
+            results += done
             continue
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

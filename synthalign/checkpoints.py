@@ -8,7 +8,6 @@ import errno
 import hashlib
 import json
 import os
-import pickle
 import re
 import secrets
 import sys
@@ -78,18 +77,32 @@ def read_named(model: str, names: list[str], *, revision: str | None = None) -> 
     from safetensors import SafetensorError, safe_open
 
     try:
-        index = json.loads(find_file(model, INDEX, revision=revision).read_bytes())["weight_map"]
-    except ValueError:
-        index = dict.fromkeys(names, WHOLE)
+        listed = find_file(model, INDEX, revision=revision)
+    except ValueError:  # the weights are in one file
+        files = dict.fromkeys(names, WHOLE)
+    else:
+        files = _weight_map(listed)
     found = {}
     for name in names:
-        path = find_file(model, index.get(name, WHOLE), revision=revision)
+        if name not in files:
+            raise ValueError(f"model {model!r} lacks weight {name!r}: its {INDEX} does not list it")
+        path = find_file(model, files[name], revision=revision)
         try:
             with safe_open(path, "pt") as file:
                 found[name] = file.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"weight {name!r} of model {model!r} cannot be read: {_gist(error)}") from error
     return found
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        files = json.loads(index.read_bytes())["weight_map"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{index} cannot be read as the list of a model's weights: {error!r}") from error
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise ValueError(f"{index} cannot be read as the list of a model's weights: it names no files")
+    return files
 
 
 def assemble(
@@ -144,12 +157,15 @@ def _converted(path: Path, *, hide_beside: bool) -> Path:
     for place in places:
         if place.is_file():
             return place
+    from safetensors import SafetensorError
+
     tensors = _unpickled(path)
     for place in places:
         try:
             _write(place, tensors)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and place != places[-1]:
+        except (OSError, SafetensorError) as error:
+            refused = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+            if refused and place != places[-1]:
                 continue
             raise RuntimeError(
                 f"the safetensors made of {path} cannot be written to {place}: {_gist(error)}"
@@ -172,7 +188,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, LookupError, ValueError) as error:
+    except Exception as error:  # what a damaged file makes of the reader: zip, pickle, struct and assertion errors
         if wish := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise ValueError(
                 f"{path} is a pickle that wants to run {wish[1]}: refused, and nothing was run; "
@@ -183,9 +199,17 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
         saved = saved.get("state_dict", saved)
     if not isinstance(saved, Mapping) or not saved:
         raise ValueError(f"{path} holds no dictionary of tensors")
-    if odd := next((key for key, value in saved.items() if not isinstance(value, Tensor)), None):
-        raise ValueError(f"{path} holds no dictionary of tensors: {odd!r} is a {type(saved[odd]).__name__}")
+    if odd := [key for key, value in saved.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{path} holds no dictionary of tensors: {odd[0]!r} is a {type(saved[odd[0]]).__name__}")
+    if strange := [key for key, value in saved.items() if not (isinstance(key, str) and _is_plain(value))]:
+        raise ValueError(f"{path} holds {strange[0]!r}, which safetensors cannot: a name and a plain dense tensor are needed")
     return dict(saved)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether safetensors can hold a tensor: dense, of numbers as they are, and there."""
+    odd = tensor.is_quantized or tensor.is_nested or tensor.is_meta or tensor.dtype == torch.complex128
+    return tensor.layout == torch.strided and not odd
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -195,6 +219,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
+        part.touch()  # where that is refused, it says why: safetensors have an error of their own without a number
         # Cloned: safetensors refuse tensors that share their memory.
         save_file({name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}, part)
         with part.open("rb+") as stream:

@@ -21,6 +21,7 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from PIL import Image
 
@@ -77,6 +78,12 @@ class Served:
         """Refuse settings that cannot be meant, and a key that is not there."""
         if not self.base_url.startswith(("http://", "https://")):
             raise ValueError(f"base_url must begin with http:// or https://, got {self.base_url!r}")
+        try:
+            there = urlsplit(self.base_url).hostname and urlsplit(self.base_url).port != 0
+        except ValueError:  # a port that is no number or too large, brackets that are not closed
+            there = False
+        if not there:
+            raise ValueError(f"base_url must be like http://localhost:8000/v1, got {self.base_url!r}")
         if not (self.temperature > 0 and 0 < self.top_p <= 1):
             raise ValueError(f"temperature must be > 0 and top_p in (0, 1], got {self.temperature} and {self.top_p}")
         if self.max_new_tokens < 1 or self.max_concurrency < 1:
@@ -85,8 +92,15 @@ class Served:
             )
         if not self.timeout_s > 0 or self.max_retries < 0:
             raise ValueError(f"timeout_s must be > 0 and max_retries >= 0, got {self.timeout_s} and {self.max_retries}")
-        if self.api_key_env is not None and not os.environ.get(self.api_key_env):
-            raise ValueError(f"the environment variable {self.api_key_env!r}, named by api_key_env, is not set")
+        if self.api_key_env is not None:
+            key = os.environ.get(self.api_key_env, "")
+            if not key:
+                raise ValueError(f"the environment variable {self.api_key_env!r}, named by api_key_env, is not set")
+            if not (key.isascii() and key.isprintable()):  # the client would refuse it too, and show it
+                raise ValueError(
+                    f"the environment variable {self.api_key_env!r}, named by api_key_env, holds an end of line or "
+                    "another sign that no key has"
+                )
 
     def release(self) -> None:
         """Do nothing: the server holds the weights, and a call its connections no longer than it lasts."""
@@ -132,7 +146,7 @@ class Served:
         if row.seed is not None:
             seed = row.seed & ((1 << SEED_BITS) - 1)
             settings = {"temperature": self.temperature, "top_p": self.top_p, "seed": seed}
-        place = f"server {self.base_url}, {where}"
+        place = f"server {self._address}, {where}"
         try:
             raw = await client.chat.completions.with_raw_response.create(
                 model=self.model,
@@ -141,32 +155,34 @@ class Served:
                 extra_body=self.extra_body,
                 **settings,
             )
-        except APITimeoutError:
-            raise RuntimeError(
-                f"{place}: silent for {self.timeout_s:g} s, {self._times}: is it overloaded? Lower max_concurrency or "
-                "raise timeout_s, and run again"
-            ) from None
         except APIConnectionError as error:
             reason = str(error.__cause__ or error) or type(error.__cause__).__name__
+            if isinstance(error, APITimeoutError) and reason != "ConnectTimeout":
+                raise RuntimeError(
+                    f"{place}: silent for {self.timeout_s:g} s, {_times(error)}: is it overloaded? Lower "
+                    "max_concurrency or raise timeout_s, and run again"
+                ) from None
             raise RuntimeError(
-                f"{place}: no connection, {self._times} ({reason}): is it running, and base_url right?"
+                f"{place}: no connection, {_times(error)} ({reason}): is it running, and base_url right?"
             ) from None
         except APIStatusError as error:
-            cure = self._cure(error.status_code)
+            cure = self._cure(error.status_code, _times(error))
             raise RuntimeError(f"{place}: status {error.status_code}: {_said(error.response.text)}; {cure}") from None
         return _reply(raw.text, place)
 
     @property
-    def _times(self) -> str:
-        return f"{self.max_retries + 1} times" if self.max_retries else "once"
+    def _address(self) -> str:
+        """``base_url``, without a name and password before its host."""
+        url = urlsplit(self.base_url)
+        return url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
 
-    def _cure(self, status: int) -> str:
+    def _cure(self, status: int, times: str) -> str:
         if status in (401, 403):
             return f"does {self.api_key_env} hold the right key?" if self.api_key_env else "give its key by api_key_env"
         if status == 404:
             return f"base_url mostly ends in /v1, and model ({self.model!r}) must be a name that the server lists"
         if status in (408, 409, 429) or status >= 500:
-            return f"sent {self._times}: see the server's log, lower max_concurrency, and run again"
+            return f"sent {times}: see the server's log, lower max_concurrency, and run again"
         return "the server does not take the request as it is: mend the settings its message is about"
 
 
@@ -182,8 +198,9 @@ class ServedVLM(Served):
         Raises:
             RuntimeError: A row has failed for good.
         """
-        # Questions about one image come with the same object: it is packed once. Kept beside, so that ids stay its own.
-        urls = {id(image): _data_url(image) for image in {id(image): image for image in images}.values()}
+        images = list(images)  # opened once, where they are opened when asked for: ids stay their own
+        # Questions about one image come with the same object: it is packed once.
+        urls = {key: _data_url(image) for key, image in {id(image): image for image in images}.items()}
         contents = [
             [{"type": "image_url", "image_url": {"url": urls[id(image)]}}, {"type": "text", "text": question}]
             for image, question in zip(images, questions, strict=True)
@@ -237,6 +254,12 @@ def _reply(text: str, place: str) -> Reply:
         )
     # JSON can carry half a character, which no file can: it becomes a question mark.
     return Reply(content.encode("utf-8", "replace").decode().strip(), truncated=end == "length")
+
+
+def _times(error: Any) -> str:  # noqa: ANN401
+    """Say how often the request of an error was sent."""
+    retries = int(error.request.headers.get("x-stainless-retry-count", 0))
+    return f"{retries + 1} times" if retries else "once"
 
 
 def _said(text: str) -> str:

@@ -8,6 +8,7 @@ cut off. Replies that were dropped stay in it, with the reason.
 import json
 import os
 from collections import Counter
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Journal:
         self.rows: list[dict[str, Any]] = []
         self.attempts: Counter[str] = Counter()  # by category
         self.dropped: Counter[str] = Counter()  # by reason
-        self._cut_torn_line()
+        self._cut_torn_line(recipe)
         chunks = json_rows(self.path) if self.path.exists() else iter(())
         where, begun = next(chunks, ("", None))
         self._to_begin_with = [recipe] if begun is None else []
@@ -41,21 +42,28 @@ class Journal:
             raise ValueError(f"{where}: these prompts were made with other settings ({changed}): name another folder")
         for _, chunk in chunks:
             self._count(chunk)
+        self._size = self.path.stat().st_size if self.path.exists() else 0  # bytes that this object knows of
 
     def add(self, rows: list[dict[str, Any]], dropped: list[dict[str, Any]], attempts: Counter[str]) -> None:
         """Record a chunk: the rows that came of it, what was dropped, and how many attempts each category took.
 
         Raises:
-            RuntimeError: The disk is full, or cannot be written for another reason.
+            RuntimeError: The disk is full, or cannot be written for another reason; or somebody else has written.
         """
         chunk = {"rows": rows, "dropped": dropped, "attempts": dict(attempts)}
         lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in [*self._to_begin_with, chunk]]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as stream:
+                flock(stream, LOCK_EX)  # until it is closed
+                if stream.seek(0, os.SEEK_END) != self._size:
+                    raise RuntimeError(
+                        f"{self.path}: another run has written to it since this one began; let one end, and run again"
+                    )
                 stream.write("".join(lines).encode())
                 stream.flush()
                 os.fsync(stream.fileno())
+                self._size = stream.tell()
         except OSError as error:
             raise RuntimeError(
                 f"{self.path} cannot be written ({error.strerror or error}): mend that and run again; "
@@ -69,12 +77,17 @@ class Journal:
         self.attempts.update(chunk["attempts"])
         self.dropped.update(one["reason"] for one in chunk["dropped"])
 
-    def _cut_torn_line(self) -> None:
-        if not self.path.exists():
+    def _cut_torn_line(self, recipe: dict[str, Any]) -> None:
+        """Cut off a last line without an end, if the file is a journal of this recipe: others are not touched."""
+        if not self.path.is_file():
             return
-        content = self.path.read_bytes()
-        if not content.endswith(b"\n"):
-            os.truncate(self.path, content.rfind(b"\n") + 1)
+        with self.path.open("rb+") as stream:
+            flock(stream, LOCK_EX)  # a line that is just being written is not torn
+            content = stream.read()
+            first, end, _ = content.partition(b"\n")
+            begun = json.dumps(recipe, ensure_ascii=False).encode()
+            if not content.endswith(b"\n") and (first == begun if end else begun.startswith(first)):
+                stream.truncate(content.rfind(b"\n") + 1)
 
 
 def check_folder(out: Path) -> None:

@@ -50,6 +50,7 @@ class VLMJudge:
         Raises:
             ValueError: The model has no tokens of its own for yes and no.
         """
+        images = list(images)  # opened once, where they are opened when asked for: rows name them by identity
         rows = [
             (id(image), self.question_format.format(prompt=prompt, question=question, response=response))
             for prompt, image, question, response in zip(prompts, images, questions, responses, strict=True)

@@ -13,6 +13,7 @@ import os
 import secrets
 from bisect import bisect_left
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +77,10 @@ class Landing:
         table = pa.Table.from_pylist(rows, schema=schema)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            recipe = self.folder / "recipe.json"
-            if not recipe.exists():
-                write_atomically(recipe, (json.dumps(self.recipe, indent=2, sort_keys=True) + "\n").encode())
-            write_atomically(path, sink.getvalue().to_pybytes())
-        except OSError as error:
-            raise RuntimeError(
-                f"{path} cannot be written ({error.strerror or error}): mend that and run again; what had landed stays"
-            ) from error
+        recipe = self.folder / "recipe.json"
+        if not recipe.exists():
+            write_atomically(recipe, (json.dumps(self.recipe, indent=2, sort_keys=True) + "\n").encode())
+        write_atomically(path, sink.getvalue().to_pybytes())
         self._note(path.name)
 
     def read(self, shard: Shard, columns: list[str] | None = None) -> list[dict[str, Any]]:
@@ -160,20 +155,29 @@ def _table(path: Path, columns: list[str] | None) -> pa.Table:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is whole or absent, whatever happens to the process or the machine."""
+    """Write a file, and the folder it is in, that is whole or absent, whatever happens to the process or the machine.
+
+    Raises:
+        RuntimeError: The disk is full, or cannot be written for another reason.
+    """
     # A name that no other rank uses, be it a thread or, on a shared disk, a process of the same number elsewhere.
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise RuntimeError(
+            f"{path} cannot be written ({error.strerror or error}): mend that and run again; what was written before "
+            "stays"
+        ) from error

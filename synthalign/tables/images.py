@@ -215,8 +215,13 @@ def image_in(folder: Path, name: str, where: str) -> Path:
     path = folder / name
     snapshots = [parent for parent in folder.absolute().parents if parent.name == "snapshots"]
     inside = [folder.resolve(), *((parent.parent / "blobs").resolve() for parent in snapshots)]
-    if not name or "\0" in name or not any(path.resolve().is_relative_to(root) for root in inside):
-        raise ValueError(f"{where}: image {name!r} leads out of its folder {folder}")
-    if not path.is_file():
+    try:
+        if not name or "\0" in name or not any(path.resolve().is_relative_to(root) for root in inside):
+            raise ValueError(f"{where}: image {name!r} leads out of its folder {folder}")
+        there = path.is_file()
+    except (OSError, RuntimeError) as error:  # too long a name, links in a circle
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"{where}: {name[:60]!r} cannot be the path of an image ({reason})") from None
+    if not there:
         raise ValueError(f"{where}: no image {name!r} in {folder}; is the image folder right?")
     return path

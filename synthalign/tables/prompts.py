@@ -4,7 +4,7 @@ import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -62,12 +62,12 @@ class PromptFile(Sequence[PromptRow]):
         """Read the rows at some positions, in the order given.
 
         Raises:
-            ValueError: The file has changed since it was opened.
+            ValueError: The file has changed since it was opened, or is gone.
         """
         if self._array:
             yield from (self._array[position] for position in positions)
             return
-        with self.path.open("rb") as stream:
+        with self._stream() as stream:
             for position in positions:
                 stream.seek(self._starts[position])
                 try:
@@ -89,7 +89,7 @@ class PromptFile(Sequence[PromptRow]):
         """Go through the file: where each row starts (None in an array), the place to name, the row."""
         if not self.path.is_file():
             raise ValueError(f"no such file: {self.path}")
-        with self.path.open("rb") as stream:
+        with self._stream() as stream:
             if stream.read(256).decode("utf-8-sig", "ignore").lstrip().startswith("["):
                 yield from ((None, where, row) for where, row in json_rows(self.path))
                 return
@@ -104,6 +104,12 @@ class PromptFile(Sequence[PromptRow]):
                 if text.strip():
                     yield start, where, parse_row(text, where)
                 start += len(line)
+
+    def _stream(self) -> BinaryIO:
+        try:
+            return self.path.open("rb")
+        except OSError as error:
+            raise ValueError(f"{self.path} cannot be read ({error.strerror})") from None
 
     def _refuse_repeated(self, ids: "array[int]") -> None:
         hashes = np.frombuffer(ids, np.uint64)

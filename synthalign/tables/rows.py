@@ -22,9 +22,10 @@ def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     if text.lstrip().startswith("["):
+        suspect = bool(_HALF.search(text))  # asked once: the text is that of all items
         for number, row in enumerate(_parsed(text, str(path), count_lines=True), 1):
             where = f"{path}, item {number}"
-            yield where, _checked(row, where, text)
+            yield where, _checked(row, where, suspect=suspect)
         return
     # Not splitlines: JSON's texts may hold U+2028 and other ends of lines that are none here.
     for number, line in enumerate(text.split("\n"), 1):
@@ -39,7 +40,7 @@ def parse_row(text: str, where: str) -> dict[str, Any]:
     Raises:
         ValueError: It is malformed, or something else than an object; ``where`` begins the message.
     """
-    return _checked(_parsed(text, where), where, text)
+    return _checked(_parsed(text, where), where, suspect=bool(_HALF.search(text)))
 
 
 def _parsed(text: str, where: str, count_lines: bool = False) -> Any:  # noqa: ANN401 - whatever the file holds
@@ -56,10 +57,11 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 """An escape that is, or begins, a surrogate pair."""
 
 
-def _checked(row: Any, where: str, text: str) -> dict[str, Any]:  # noqa: ANN401
+def _checked(row: Any, where: str, *, suspect: bool) -> dict[str, Any]:  # noqa: ANN401
+    """Return a row that is an object of text; ``suspect``: it was written with escapes that may be no text."""
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected an object, found {type(row).__name__}")
-    if _HALF.search(text) and _has_half_characters(row):
+    if suspect and _has_half_characters(row):
         raise ValueError(f"{where}: holds half of a surrogate pair (\\ud800 to \\udfff), which is no text")
     return row
 

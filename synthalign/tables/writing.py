@@ -161,6 +161,7 @@ class _Names:
         self.images = images
         self.of: dict[bytes, str] = {}  # by the content's digest
         self.taken: set[str] = set()  # in lower case: some disks know no other
+        self.numbers: dict[str, int] = {}  # the last one given to each wish, in lower case too
 
     def __call__(self, index: int, content: bytes, image_id: str) -> str:
         digest = hashlib.blake2b(content, digest_size=16).digest()
@@ -168,9 +169,10 @@ class _Names:
             suffix = self.images.suffix(index)
             stem = image_id.removeprefix("images/").removesuffix(suffix)
             stem = re.sub(r"[^A-Za-z0-9._-]+", "_", stem).lstrip(".")[:100] or "image"
-            name, number = f"{stem}{suffix}", 1
+            name = wish = f"{stem}{suffix}"
             while name.lower() in self.taken:
-                number += 1
+                number = self.numbers.get(wish.lower(), 1) + 1
+                self.numbers[wish.lower()] = number
                 name = f"{stem}-{number}{suffix}"
             self.of[digest] = name
             self.taken.add(name.lower())

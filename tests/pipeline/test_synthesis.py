@@ -570,6 +570,7 @@ def test_no_pair_is_kept_with_the_reason(texts, settings, drop, scripted):
     pair = the_pair(synthesis)
     assert (pair["dropped"], pair["detail"]) == drop
     assert pair["chosen"] is pair["rejected"] is pair["image"] is None
+    assert pair["picked"] == {"too_close": [1, 0], "identical": [0, 1]}.get(drop.reason)  # by the rule
     pairs = read_pairs(synthesis.table)
     assert pairs.rows == [] and pairs.dropped == [("kitchen-0/0", drop)]
     assert summary(0, pairs.dropped) == f"0 pairs; dropped 1 ({drop.reason} 1)"
