@@ -43,9 +43,8 @@ def refuse_nonfinite(
     path = folder / "nonfinite.json"
     content = json.dumps({"step": step, "ids": list(ids), "bad": bad}, indent=1, ensure_ascii=False, allow_nan=False)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (content + "\n").encode())
-    except OSError as error:  # a full disk must not hide what happened
+    except RuntimeError as error:  # a full disk must not hide what happened
         raise FloatingPointError(f"{message}; the batch could not be saved: {error}") from error
     raise FloatingPointError(f"{message}; the batch is in {path}")
 

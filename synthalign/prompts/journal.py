@@ -8,9 +8,10 @@ cut off. Replies that were dropped stay in it, with the reason.
 import json
 import os
 from collections import Counter
+from contextlib import suppress
 from fcntl import LOCK_EX, flock
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from synthalign.tables import json_rows
 
@@ -33,7 +34,7 @@ class Journal:
         self.rows: list[dict[str, Any]] = []
         self.attempts: Counter[str] = Counter()  # by category
         self.dropped: Counter[str] = Counter()  # by reason
-        self._cut_torn_line(recipe)
+        self._size = self._cut_torn_line(recipe)  # bytes that this object knows of
         chunks = json_rows(self.path) if self.path.exists() else iter(())
         where, begun = next(chunks, ("", None))
         self._to_begin_with = [recipe] if begun is None else []
@@ -42,7 +43,6 @@ class Journal:
             raise ValueError(f"{where}: these prompts were made with other settings ({changed}): name another folder")
         for _, chunk in chunks:
             self._count(chunk)
-        self._size = self.path.stat().st_size if self.path.exists() else 0  # bytes that this object knows of
 
     def add(self, rows: list[dict[str, Any]], dropped: list[dict[str, Any]], attempts: Counter[str]) -> None:
         """Record a chunk: the rows that came of it, what was dropped, and how many attempts each category took.
@@ -55,7 +55,7 @@ class Journal:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as stream:
-                flock(stream, LOCK_EX)  # until it is closed
+                _lock(stream)
                 if stream.seek(0, os.SEEK_END) != self._size:
                     raise RuntimeError(
                         f"{self.path}: another run has written to it since this one began; let one end, and run again"
@@ -77,17 +77,33 @@ class Journal:
         self.attempts.update(chunk["attempts"])
         self.dropped.update(one["reason"] for one in chunk["dropped"])
 
-    def _cut_torn_line(self, recipe: dict[str, Any]) -> None:
-        """Cut off a last line without an end, if the file is a journal of this recipe: others are not touched."""
+    def _cut_torn_line(self, recipe: dict[str, Any]) -> int:
+        """Cut off a last line without an end, if the file is a journal of this recipe; return its size then, bytes."""
         if not self.path.is_file():
-            return
+            return 0
         with self.path.open("rb+") as stream:
-            flock(stream, LOCK_EX)  # a line that is just being written is not torn
+            _lock(stream)  # a line that is just being written is not torn
             content = stream.read()
-            first, end, _ = content.partition(b"\n")
-            begun = json.dumps(recipe, ensure_ascii=False).encode()
-            if not content.endswith(b"\n") and (first == begun if end else begun.startswith(first)):
+            if not content.endswith(b"\n") and _begins_with(content, recipe):
                 stream.truncate(content.rfind(b"\n") + 1)
+            return stream.seek(0, os.SEEK_END)
+
+
+def _begins_with(content: bytes, recipe: dict[str, Any]) -> bool:
+    """Whether the first line is a recipe, or as much of it as was written."""
+    first, end, _ = content.partition(b"\n")
+    if not end:
+        return json.dumps(recipe, ensure_ascii=False).encode().startswith(first)
+    try:
+        return bool(json.loads(first) == recipe)
+    except ValueError:
+        return False
+
+
+def _lock(stream: IO[bytes]) -> None:
+    """Have a file to oneself until it is closed, where its disk knows locks."""
+    with suppress(OSError):
+        flock(stream, LOCK_EX)
 
 
 def check_folder(out: Path) -> None:

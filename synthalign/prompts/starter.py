@@ -16,11 +16,15 @@ def copy_starter(out: Path) -> Path:
 
     Raises:
         ValueError: The folder is none, or has other prompts already.
+        RuntimeError: The disk is full, or cannot be written for another reason.
     """
     check_folder(out)
     path, content = out / "prompts.jsonl", STARTER.read_bytes()
     if path.exists() and path.read_bytes() != content:
         raise ValueError(f"{path} holds other prompts: name another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise RuntimeError(f"{path} cannot be written ({error.strerror or error})") from error
     return path

@@ -162,14 +162,10 @@ def _row(category: str, number: int, scene: Scene) -> dict[str, Any]:
 
 
 def _land(path: Path, rows: list[dict[str, Any]]) -> None:
-    if not rows:
+    lines = _lines(rows)
+    if not rows or (path.exists() and path.read_bytes().startswith(lines)):  # all there, perhaps by a later run
         return
-    try:
-        write_atomically(path, _lines(rows))
-    except OSError as error:
-        raise RuntimeError(
-            f"{path} cannot be written ({error.strerror or error}): mend that and run again; {NAME} beside it holds all"
-        ) from error
+    write_atomically(path, lines)
 
 
 def _lines(rows: list[dict[str, Any]]) -> bytes:
