@@ -202,7 +202,9 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     if odd := [key for key, value in saved.items() if not isinstance(value, Tensor)]:
         raise ValueError(f"{path} holds no dictionary of tensors: {odd[0]!r} is a {type(saved[odd[0]]).__name__}")
     if strange := [key for key, value in saved.items() if not (isinstance(key, str) and _is_plain(value))]:
-        raise ValueError(f"{path} holds {strange[0]!r}, which safetensors cannot: a name and a plain dense tensor are needed")
+        raise ValueError(
+            f"{path} holds {strange[0]!r}, which safetensors cannot: a name and a plain dense tensor are needed"
+        )
     return dict(saved)
 
 

@@ -83,3 +83,9 @@ print(notes)
     counted, notes = done.stdout.splitlines()
     assert counted == "2048 True"
     assert "out of memory with 2048 rows at once, went on with 1024" in notes
+
+
+def test_a_part_that_loses_a_row_is_found_out():
+    """What came after it would stand a row too high."""
+    with pytest.raises(AssertionError, match="Lossy gave 2 results for 3 rows"):
+        in_batches(range(6), 3, lambda rows: rows[1:], "Lossy")

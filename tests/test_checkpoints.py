@@ -2,15 +2,17 @@
 
 import os
 import pickle
+import resource
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 from torch import Tensor
 
-from synthalign.checkpoints import assemble, find_file, read_file, read_named
+from synthalign.checkpoints import _unpickled, assemble, find_file, read_file, read_named
 from synthalign.store import fingerprint
 
 MATRIX = torch.arange(12.0).reshape(3, 4)
@@ -125,19 +127,39 @@ def test_a_folder_that_cannot_be_written_to_leaves_it_to_the_cache(folder, cache
 
 
 def read_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make writing to a folder fail, for the superuser as well, as a read-only disk does."""
+    """Make opening new files in a folder fail, for the superuser as well, as a read-only disk does."""
     import errno
 
+    from safetensors import SafetensorError
     from safetensors import torch as safetensors_torch
 
-    write = safetensors_torch.save_file
+    touch, write = Path.touch, safetensors_torch.save_file
 
-    def refusing(tensors: dict[str, Tensor], path: Path) -> None:
+    def refusing(path: Path) -> None:
         if path.is_relative_to(folder):
             raise OSError(errno.EROFS, "Read-only file system", str(path))
+        touch(path)
+
+    def nameless(tensors: dict[str, Tensor], path: Path) -> None:
+        if path.is_relative_to(folder):
+            raise SafetensorError("Error while serializing: I/O error: Read-only file system (os error 30)")
         write(tensors, path)
 
-    monkeypatch.setattr(safetensors_torch, "save_file", refusing)
+    monkeypatch.setattr(Path, "touch", refusing)
+    monkeypatch.setattr(safetensors_torch, "save_file", nameless)
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_left(folder):
+    torch.save({"a": torch.ones(100_000)}, folder / "weights.pt")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        with pytest.raises(RuntimeError, match=r"^the safetensors made of .* cannot be written to .*: ") as caught:
+            read_file(str(folder), "weights.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "too large" in str(caught.value) and "\n" not in str(caught.value)
+    assert [path.name for path in folder.iterdir()] == ["weights.pt"]
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -179,6 +201,10 @@ def test_a_whole_module_is_not_a_checkpoint(folder):
         ({}, "holds no dictionary of tensors"),
         ({"a": MATRIX, "lr": 0.1}, "holds no dictionary of tensors: 'lr' is a float"),
         ({"state_dict": {"a": MATRIX, "name": "x"}}, "holds no dictionary of tensors: 'name' is a str"),
+        ({3: MATRIX}, "holds 3, which safetensors cannot: "),
+        ({"a": MATRIX, "b": MATRIX.to_sparse()}, "holds 'b', which safetensors cannot: "),
+        ({"c": MATRIX.to(torch.complex128)}, "holds 'c', which safetensors cannot: "),
+        ({"d": MATRIX.to("meta")}, "holds 'd', which safetensors cannot: "),
     ],
 )
 def test_what_is_no_checkpoint_is_one_line(content, said, folder):
@@ -191,6 +217,23 @@ def test_what_is_no_checkpoint_is_one_line(content, said, folder):
     else:
         torch.save(content, path)
     assert the_line(folder, "weights.pt").startswith(f"{path} {said}")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damage_anywhere_is_one_line_or_none(zipped, folder):
+    torch.save({"a": MATRIX, "b": MATRIX.half()}, folder / "good.pt", _use_new_zipfile_serialization=zipped)
+    good, draw, refused = (folder / "good.pt").read_bytes(), Random(0), 0
+    for number in range(300):
+        damaged = bytearray(good)
+        for _ in range(draw.choice([1, 3, 20])):
+            damaged[draw.randrange(len(good))] = draw.randrange(256)
+        (folder / "bad.pt").write_bytes(damaged[: draw.randrange(len(good))] if number % 3 == 0 else damaged)
+        try:
+            _unpickled(folder / "bad.pt")
+        except ValueError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 150
 
 
 def test_safetensors_are_read_as_they_are(folder, capsys):
@@ -229,8 +272,16 @@ def test_single_weights_of_a_model_in_several_files_are_found(folder):
     place = {"a": "one.safetensors", "b": "two.safetensors", "c": "two.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": place}))
     assert same(read_named(str(folder), ["b", "a"]), {"a": MATRIX, "b": MATRIX + 1})
-    with pytest.raises(ValueError, match=r"has no file 'model\.safetensors'"):
+    with pytest.raises(ValueError, match=r"lacks weight 'd': its model\.safetensors\.index\.json does not list it$"):
         read_named(str(folder), ["d"])
+
+
+@pytest.mark.parametrize("content", ["{bad", "[]", "{}", '{"weight_map": ["a"]}', '{"weight_map": {"a": 3}}'])
+def test_a_damaged_list_of_a_models_weights_is_one_line(content, folder):
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match=r"index\.json cannot be read as the list of a model's weights: ") as caught:
+        read_named(str(folder), ["a"])
+    assert "\n" not in str(caught.value)
 
 
 def test_a_network_is_assembled_whole_or_not_at_all():

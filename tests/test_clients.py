@@ -16,6 +16,7 @@ from servers import Answer, Loopback, completion
 from small_synthesis import prompt_rows, small_synthesis, write_prompts
 
 from synthalign.clients import ServedLLM, ServedVLM
+from synthalign.tables import ImageFiles
 from synthalign.types import Reply
 from synthalign.vlm import VLM
 
@@ -138,10 +139,43 @@ def test_the_key_comes_from_the_environment(monkeypatch):
     assert server.headers[0]["Authorization"] == "Bearer s3cret"
 
 
+@pytest.mark.parametrize("key", ["s3cret\n", "s3cret\r", "s3crét"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key, monkeypatch):
+    monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(ValueError, match="variable 'MY_KEY', named by api_key_env, holds an end of line or") as caught:
+        _llm("http://127.0.0.1:9/v1", api_key_env="MY_KEY")
+    assert "s3c" not in str(caught.value)
+
+
+def test_a_password_in_the_address_is_sent_and_not_shown():
+    with Loopback(lambda n, body: Answer(400, b"no")) as server:
+        url = server.url.replace("127.0.0.1", "bob:s3cret@127.0.0.1")
+        with pytest.raises(RuntimeError, match=rf"^server {server.url}, row 1 of 1 ") as caught:
+            _llm(url).complete(["a"])
+    assert server.headers[0]["Authorization"].startswith("Basic ")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_images_that_are_opened_when_asked_for_are_told_apart(tmp_path):
+    pictures = _pictures(3)
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for picture, path in zip(pictures, paths, strict=True):
+        picture.save(path)
+    with Loopback(lambda n, body: completion(body["messages"][0]["content"][0]["image_url"]["url"])) as server:
+        vlm = ServedVLM(base_url=server.url, model="m")
+        replies = vlm.respond(ImageFiles(paths), ["What is it?"] * 3)
+        assert replies == vlm.respond(pictures, ["What is it?"] * 3)
+    assert len({reply.text for reply in replies}) == 3
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
         ({"base_url": "localhost:8000"}, "base_url must begin with http"),
+        ({"base_url": "http://"}, "base_url must be like http://localhost:8000/v1, got 'http://'"),
+        ({"base_url": "http://localhost:80000/v1"}, "base_url must be like"),
+        ({"base_url": "http://localhost:port/v1"}, "base_url must be like"),
+        ({"base_url": "http://[::1/v1"}, "base_url must be like"),
         ({"temperature": 0.0}, "temperature must be > 0"),
         ({"top_p": 0.0}, "top_p in"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
@@ -152,7 +186,7 @@ def test_the_key_comes_from_the_environment(monkeypatch):
 )
 def test_settings_that_cannot_be_meant_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
-        _llm("http://127.0.0.1:9/v1", **setting)
+        ServedLLM(**({"base_url": "http://127.0.0.1:9/v1", "model": "m"} | setting))
 
 
 def test_requests_under_way_are_as_many_as_allowed():
@@ -201,7 +235,7 @@ def test_a_pause_that_the_server_asks_for_is_kept():
 
 def test_a_pause_too_long_to_wait_for_is_an_error_at_once():
     with Loopback(lambda n, body: Answer(429, b'{"detail": "quota"}', (("Retry-After", "3600"),))) as server:
-        with pytest.raises(RuntimeError, match="status 429: quota"):
+        with pytest.raises(RuntimeError, match="status 429: quota; sent once: see the server's log"):
             _llm(server.url).complete(["a"])
     assert len(server.requests) == 1
 
@@ -260,6 +294,17 @@ def test_a_connection_that_always_drops_is_an_error():
     with Loopback(lambda n, body: Answer(body=b"half of it", drop=True)) as server:
         with pytest.raises(RuntimeError, match=r"no connection, once .*is it running"):
             _llm(server.url, max_retries=0).complete(["a"])
+
+
+def test_a_server_that_takes_no_connection_is_not_called_silent():
+    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)  # one may wait, and nobody is let in
+        for other in (first, second):
+            other.setblocking(False)
+            other.connect_ex(full.getsockname())
+        with pytest.raises(RuntimeError, match=r"no connection, once \(ConnectTimeout\): is it running"):
+            _llm(f"http://127.0.0.1:{full.getsockname()[1]}/v1", timeout_s=0.3, max_retries=0).complete(["a"])
 
 
 def test_a_server_that_is_not_there_is_named():

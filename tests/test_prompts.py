@@ -232,6 +232,31 @@ def test_another_seed_writes_other_prompts_and_needs_another_folder(tmp_path):
     assert (tmp_path / "a/prompts.jsonl").read_bytes() != (tmp_path / "b/prompts.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("content", [b"my notes", b"my notes\nand more", b'{"seed": 7}\n{"rows": [', b'{"seed": 7}'])
+def test_a_journal_that_somebody_else_wrote_is_left_as_it_is(content, tmp_path):
+    (tmp_path / "attempts.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=r"attempts\.jsonl, line 1: (malformed|these prompts were made with other)"):
+        _write("http://127.0.0.1:9/v1", tmp_path)
+    assert (tmp_path / "attempts.jsonl").read_bytes() == content
+
+
+def test_of_two_runs_in_one_folder_the_second_to_write_is_stopped_and_spoils_nothing(tmp_path):
+    with Loopback(writers.good_or_bad) as inner:
+
+        def answer(number: int, body: dict) -> Answer:
+            if number == 0:  # while it asks, another run begins and ends
+                _write(inner.url, tmp_path, per_category=4)
+            return writers.good_or_bad(number, body)
+
+        with Loopback(answer) as server, pytest.raises(RuntimeError, match="another run has written to it since"):
+            _write(server.url, tmp_path, per_category=4)
+        journal, prompts = (tmp_path / "attempts.jsonl").read_bytes(), (tmp_path / "prompts.jsonl").read_bytes()
+        _write(inner.url, tmp_path, per_category=4)
+    assert len(prompts.splitlines()) == 8
+    assert (tmp_path / "attempts.jsonl").read_bytes() == journal
+    assert (tmp_path / "prompts.jsonl").read_bytes() == prompts
+
+
 @pytest.mark.parametrize("journal", [False, True])
 def test_prompts_that_somebody_else_wrote_or_changed_are_left_alone(journal, tmp_path):
     with Loopback(writers.good_or_bad) as server:

@@ -50,6 +50,14 @@ class RunOn:
     max_sentence: int = 100
     max_words: int = 600
 
+    def __post_init__(self) -> None:
+        """Refuse limits that would refuse, or pass, everything."""
+        if min(self.max_repeats, self.max_sentence, self.max_words) < 1 or not 0 <= self.max_repeated <= 1:
+            raise ValueError(
+                "RunOn needs max_repeats, max_sentence and max_words >= 1 and max_repeated in [0, 1], got "
+                f"{self.max_repeats}, {self.max_sentence}, {self.max_words} and {self.max_repeated:g}"
+            )
+
     def __call__(self, question: str, reply: Reply) -> Drop | None:
         """Say ``run_on``, or None."""
         said = words(_ITEM_MARK.sub(" ", reply.text))

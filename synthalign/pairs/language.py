@@ -33,6 +33,13 @@ class ForeignScript:
     max_share: float = 0.2
     max_run: int = 20
 
+    def __post_init__(self) -> None:
+        """Refuse a share that is none, and a run of less than nothing."""
+        if not 0 <= self.max_share <= 1 or self.max_run < 0:
+            raise ValueError(
+                f"ForeignScript needs max_share in [0, 1] and max_run >= 0, got {self.max_share:g} and {self.max_run}"
+            )
+
     def __call__(self, question: str, reply: Reply) -> Drop | None:
         """Say ``foreign_script``, or None."""
         known, scripts = set(_scripts(question)), _scripts(unquoted(reply.text))
@@ -72,6 +79,11 @@ class WrongLanguage:
     max_evidence: float = 7.5
     doubt: float = 3.0
     min_words: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse evidence of less than nothing."""
+        if not (self.max_evidence >= 0 and self.doubt >= 0):
+            raise ValueError(f"WrongLanguage needs max_evidence and doubt >= 0, got {self.max_evidence}, {self.doubt}")
 
     def __call__(self, question: str, reply: Reply) -> Drop | None:
         """Say ``wrong_language``, or None."""

@@ -1,5 +1,6 @@
 """Gates for pairs whose scores cannot be trusted to tell the better response."""
 
+import math
 from dataclasses import dataclass
 
 from synthalign.types import Drop, PickedPair
@@ -14,6 +15,11 @@ class TooClose:
     """
 
     min_margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse a margin that no pair could have."""
+        if not abs(self.min_margin) < math.inf:
+            raise ValueError(f"TooClose: min_margin must be a finite number, got {self.min_margin}")
 
     def __call__(self, pair: PickedPair) -> Drop | None:
         """Say ``too_close``, or None."""

@@ -22,9 +22,5 @@ def copy_starter(out: Path) -> Path:
     path, content = out / "prompts.jsonl", STARTER.read_bytes()
     if path.exists() and path.read_bytes() != content:
         raise ValueError(f"{path} holds other prompts: name another folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-    except OSError as error:
-        raise RuntimeError(f"{path} cannot be written ({error.strerror or error})") from error
+    write_atomically(path, content)
     return path

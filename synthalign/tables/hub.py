@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 REPO = r"[\w.-]+/[\w.-]+"
+SHARD = "train-"
+"""How the names of a set's files of parquet begin."""
+
 NAME = re.compile(rf"({REPO})(?:@([\w./-]+))?")
 """``owner/name`` of a dataset, or ``owner/name@revision``."""
 
@@ -48,6 +51,8 @@ def check_repo(repo: str) -> str:
 def push_folder(folder: Path, repo: str, *, private: bool = False) -> str:
     """Upload a folder that ``write_pairs`` wrote, all but what was left out of it. Local files stay.
 
+    Shards of a set that was pushed there before, and had more of them, are deleted: they would be read as part of this.
+
     Args:
         folder: The folder.
         repo: ``owner/name`` of the dataset; it is made if need be. The token is the one the hub's own tools use
@@ -73,6 +78,7 @@ def push_folder(folder: Path, repo: str, *, private: bool = False) -> str:
                 repo_type="dataset",
                 folder_path=folder,
                 ignore_patterns="dropped.jsonl",
+                delete_patterns=f"{SHARD}*.parquet",
                 commit_message="Pairs",
             )
     except Exception as error:  # the library lets its transport's own exceptions through

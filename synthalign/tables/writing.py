@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from synthalign.tables.forms import EXTRAS, reference_row, rlaif_v_row, trl_row
+from synthalign.tables.hub import SHARD
 from synthalign.tables.images import ImageColumn, ImageFiles
 from synthalign.tables.pairset import PairRow, PairSet
 
@@ -76,7 +77,7 @@ def write_pairs(pairs: PairSet, out: Path, format: Format) -> None:
         if pairs.dropped:
             rows = [{"id": row_id, **drop._asdict()} for row_id, drop in pairs.dropped]
             (folder / "dropped.jsonl").write_text("".join(f"{_json(row)}\n" for row in rows), encoding="utf-8")
-        files = {"reference": "pairs.json", "trl-jsonl": "pairs.jsonl"}.get(format, "train-*.parquet")
+        files = {"reference": "pairs.json", "trl-jsonl": "pairs.jsonl"}.get(format, f"{SHARD}*.parquet")
         card = CARD.format(files=files, name=out.name, count=len(pairs.rows), format=format)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -105,7 +106,7 @@ def _write_parquet(
         for rows, num_bytes in _groups(pairs, make):
             if written >= FILE_BYTES:
                 current.close()
-                path = folder / f"train-{files:05d}.parquet"
+                path = folder / f"{SHARD}{files:05d}.parquet"
                 writer = current.enter_context(pq.ParquetWriter(path, schema, compression="zstd"))
                 files, written = files + 1, 0
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))

@@ -153,3 +153,9 @@ def test_a_text_that_may_end_so_is_not_cut_off(text):
 def test_the_words_that_cannot_end_a_sentence_are_a_setting():
     assert CutOff(dangling=("sofa",))(QUESTION, Reply("A cat and the")) is None
     assert CutOff(dangling=("sofa",))(QUESTION, Reply("A cat on the sofa")) is not None
+
+
+@pytest.mark.parametrize("wrong", [{"max_repeats": 0}, {"max_repeated": 50.0}, {"max_sentence": 0}, {"max_words": 0}])
+def test_limits_that_would_refuse_or_pass_everything_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"RunOn needs max_repeats, max_sentence and max_words >= 1 and max_repeated"):
+        RunOn(**wrong)

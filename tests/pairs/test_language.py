@@ -142,3 +142,15 @@ def test_the_thresholds_of_language_are_settings():
     assert WrongLanguage(min_words=len(german.text.split()))(QUESTION, german) is not None
     assert WrongLanguage(doubt=100.0)(QUESTION, german) is None
     assert WrongLanguage(max_evidence=1.0, min_words=1)(QUESTION, Reply("Ein Hund")) is not None
+
+
+@pytest.mark.parametrize("wrong", [{"max_share": 20.0}, {"max_share": float("nan")}, {"max_run": -1}])
+def test_a_share_that_is_none_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"ForeignScript needs max_share in \[0, 1\] and max_run >= 0, got"):
+        ForeignScript(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"max_evidence": -1.0}, {"doubt": float("nan")}])
+def test_evidence_of_less_than_nothing_is_refused(wrong):
+    with pytest.raises(ValueError, match="WrongLanguage needs max_evidence and doubt >= 0, got"):
+        WrongLanguage(**wrong)

@@ -62,3 +62,9 @@ def test_the_image_aware_margin_can_have_a_least_of_its_own():
 def test_a_name_that_no_part_has_is_refused_with_those_there_are(margins, message):
     with pytest.raises(ValueError, match=message):
         GATE(PickedPair(QUESTION, "a", "b", 1.0, margins))
+
+
+@pytest.mark.parametrize("margin", [float("nan"), float("inf")])
+def test_a_margin_that_no_pair_could_have_is_refused(margin):
+    with pytest.raises(ValueError, match="TooClose: min_margin must be a finite number, got"):
+        TooClose(min_margin=margin)

@@ -14,6 +14,7 @@ from synthalign.rewards.clip import CLIPReward
 from synthalign.rewards.mixture import ImageMixture, ResponseMixture
 from synthalign.rewards.sequence_classification import SequenceClassificationReward
 from synthalign.rewards.vlm_judge import VLMJudge
+from synthalign.types import ImageReward, ResponseReward
 from synthalign.vlm import VLM
 
 
@@ -23,8 +24,11 @@ def mixed(tiny_llava: Path, tiny_clip: Path, tiny_reward: Path, tmp_path_factory
     folder = tmp_path_factory.mktemp("mixed")
     write_prompts(folder / "prompts.jsonl", prompt_rows(4))
     models = {"llava": str(tiny_llava), "clip": str(tiny_clip), "reward": str(tiny_reward)}
-    images = {"one": CLIPReward(model=models["clip"]), "other": CLIPReward(model=models["clip"], batch_size=3)}
-    responses = {
+    images: dict[str, ImageReward] = {
+        "one": CLIPReward(model=models["clip"]),
+        "other": CLIPReward(model=models["clip"], batch_size=3),
+    }
+    responses: dict[str, ResponseReward] = {
         "blind": SequenceClassificationReward(model=models["reward"]),
         "aware": VLMJudge(judge=VLM(model=models["llava"])),
     }

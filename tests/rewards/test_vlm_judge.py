@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from synthalign.rewards.vlm_judge import VLMJudge
+from synthalign.tables import ImageFiles
 from synthalign.types import ResponseReward
 from synthalign.vlm import VLM, Chat
 
@@ -61,6 +62,16 @@ def test_equal_questions_of_an_image_are_asked_once(tiny_llava):
     got = scores(reward, [0, 1, 0, 2, 2, 0])
     torch.testing.assert_close(got, expected[[0, 1, 0, 2, 2, 0]], rtol=1e-4, atol=1e-4)
     assert got[0] == got[2] == got[5] and got[3] == got[4]
+
+
+def test_images_that_are_opened_when_asked_for_are_told_apart(tiny_llava, tmp_path):
+    reward = VLMJudge(judge=VLM(model=str(tiny_llava)))
+    paths = [tmp_path / f"{number}.png" for number, _ in enumerate(ROWS)]
+    for path, (image, _, _) in zip(paths, ROWS, strict=True):
+        IMAGES[image].save(path)
+    questions, responses = [question for _, question, _ in ROWS], [response for _, _, response in ROWS]
+    got = reward.score(["a cup"] * 4, ImageFiles(paths), questions, responses)
+    torch.testing.assert_close(got, scores(reward))
 
 
 def test_the_drawing_prompt_may_be_told(tiny_llava):

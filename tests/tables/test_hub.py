@@ -32,6 +32,10 @@ class Answers(BaseHTTPRequestHandler):
     server: Hub
 
     def do_GET(self) -> None:
+        if "/tree/" in self.path:
+            sizes = {path: len(content) for path, content in self.server.files.items()}
+            self._answer([{"type": "file", "path": path, "size": sizes[path], "oid": "2" * 40} for path in sizes])
+            return
         self._answer({"id": "me/pairs", "private": self.server.private, "sha": "0" * 40})
 
     def do_POST(self) -> None:
@@ -47,6 +51,8 @@ class Answers(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                elif line["key"] == "deletedFile":
+                    del self.server.files[line["value"]["path"]]
             self._answer({"commitUrl": f"{address}/commit/{'1' * 40}", "commitOid": "1" * 40, "success": True})
         else:
             self._answer({"isValid": True})
@@ -95,6 +101,13 @@ def test_a_pushed_folder_is_there_file_by_file_without_what_was_left_out(hub, pa
     assert (out / "dropped.jsonl").is_file()
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"{out} and {hub.address}/datasets/me/pairs: 2 pairs; dropped 1 (several_images 1)"
+
+
+def test_shards_of_a_larger_set_that_was_pushed_before_do_not_stay_among_the_new(hub, pairs, tmp_path):
+    hub.files |= {"train-00000.parquet": b"old", "train-00007.parquet": b"old", "notes.md": b"mine"}
+    main(["convert", str(pairs), str(tmp_path / "out"), "--format", "trl", "--push", "me/pairs"])
+    assert set(hub.files) == {"README.md", "train-00000.parquet", "notes.md"}
+    assert hub.files["train-00000.parquet"] == (tmp_path / "out" / "train-00000.parquet").read_bytes()
 
 
 @pytest.mark.parametrize("hub", [False], indirect=True)

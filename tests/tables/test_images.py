@@ -25,6 +25,14 @@ def test_a_link_out_of_the_image_folder_is_refused_and_one_into_the_hubs_blobs_i
         image_in(tmp_path / "plain", "red.png", "row 1")
 
 
+@pytest.mark.parametrize("name", ["a" * 5000, "x/" * 3000, "circle/red.png"])
+def test_a_name_that_can_be_no_path_is_one_short_line(name, tmp_path):
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(ValueError, match=r"^row 1: '.+' cannot be the path of an image \(.+\)$") as caught:
+        image_in(tmp_path, name, "row 1")
+    assert len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize("content", [b"", b"text", png(RED, (64, 64))[:60]])
 def test_open_image_says_what_cannot_be_read(content, tmp_path):
     (tmp_path / "x.png").write_bytes(content)

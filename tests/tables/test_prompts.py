@@ -105,3 +105,11 @@ def test_a_file_that_changes_under_a_run_is_noticed(tmp_path):
     write(path, [row("a much longer name than before"), *ROWS])
     with pytest.raises(ValueError, match="has changed since this run began"):
         list(file)
+
+
+def test_a_file_that_is_gone_is_one_line(tmp_path):
+    path = write(tmp_path / "prompts.jsonl", ROWS)
+    file = PromptFile(path)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"prompts\.jsonl cannot be read \(No such file or directory\)$"):
+        list(file)

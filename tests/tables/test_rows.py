@@ -1,6 +1,7 @@
 """Rows of JSON: a mistake in them is one line that says where."""
 
 import json
+import time
 
 import pytest
 
@@ -41,3 +42,15 @@ def test_lines_end_at_newlines_only_and_a_byte_order_mark_is_no_text(tmp_path):
     text = "\ufeff" + "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     (tmp_path / "rows.jsonl").write_bytes(text.encode())
     assert [row for _, row in json_rows(tmp_path / "rows.jsonl")] == rows
+
+
+def test_the_time_an_array_takes_grows_with_its_length_and_half_characters_are_found_in_it(tmp_path):
+    """It once grew with the square: twenty megabytes took minutes."""
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"id": str(number), "text": "x" * 1000} for number in range(20_000)]))
+    start = time.process_time()
+    assert sum(1 for _ in json_rows(path)) == 20_000
+    assert time.process_time() - start < 20
+    path.write_text('[{"id": "\\ud83d\\ude00"}, {"id": "\\ud83d"}]')
+    with pytest.raises(ValueError, match=r"item 2: holds half of a surrogate pair"):
+        list(json_rows(path))
