@@ -12,6 +12,9 @@ from synthalign.weights import free_cuda
 Row = TypeVar("Row")
 Result = TypeVar("Result")
 
+SAID_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""By the CPU's allocator, by the CUDA driver, and by cuBLAS, whose workspace is its own."""
+
 _notes: ContextVar[list[str] | None] = ContextVar("_notes", default=None)
 
 
@@ -67,7 +70,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a device or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in SAID_OF_MEMORY)
 
 
 def _note(line: str) -> None:

@@ -57,6 +57,7 @@ def test_other_errors_are_not_mistaken_for_it():
     with pytest.raises(RuntimeError, match="shape mismatch"):
         in_batches(range(3), 2, fails, "fails")
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory")) and is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not is_out_of_memory(RuntimeError("no kernel image"))
 
 

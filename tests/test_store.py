@@ -176,7 +176,7 @@ def test_threads_that_write_one_file_at_once_do_not_meet(tmp_path):
         try:
             for _ in range(20):
                 write_atomically(tmp_path / "file", content)
-        except OSError as error:
+        except RuntimeError as error:
             errors.append(error)
 
     threads = [threading.Thread(target=write_often, args=(content,)) for content in contents]
@@ -223,6 +223,14 @@ def test_a_row_that_never_landed_is_missed(tmp_path):
     assert one.missing(shard, shard.rows) == list(shard.rows)
     with pytest.raises(KeyError):
         one.gather(shard, shard.rows)
+
+
+def test_what_landed_before_is_found_by_one_who_has_written_already(tmp_path):
+    first, second = by_id(MANY[:20], 10)
+    Landing(tmp_path, "answer", {}, KEYED).add(second, keyed(second.rows))
+    one = Landing(tmp_path, "answer", {}, KEYED)
+    one.write(first, keyed(first.rows))
+    assert one.missing(second, second.rows) == []
 
 
 def test_a_shard_whose_batches_were_halved_says_so(tmp_path):
@@ -471,6 +479,28 @@ def test_a_rank_whose_signs_end_is_dead_and_a_living_one_is_not_blamed(tmp_path)
         pytest.raises(RuntimeError, match="rank 1 has shown no sign of life"),
     ):
         wait_for(lambda: [(1, "a"), (2, "b")], tmp_path, silence_s=0.3, period_s=0.01)
+
+
+def test_a_store_that_cannot_be_written_is_one_line_before_anything_is_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(RuntimeError, match=r"alive cannot be written \(Not a directory\)"),
+        sign_of_life(tmp_path / "file" / "store", rank=0),
+    ):
+        pytest.fail("it began")
+
+
+def test_a_sign_of_life_outlasts_a_disk_that_is_away_for_a_while(tmp_path):
+    root = tmp_path / "root"
+    with sign_of_life(root, rank=0, period_s=0.01):
+        root.rename(tmp_path / "away")
+        time.sleep(0.1)
+        (tmp_path / "away").rename(root)
+        [path] = root.iterdir()
+        before, until = path.stat().st_mtime_ns, time.monotonic() + 10
+        while path.stat().st_mtime_ns == before and time.monotonic() < until:
+            time.sleep(0.01)
+        assert path.stat().st_mtime_ns > before
 
 
 def test_a_slow_rank_is_waited_for_as_long_as_it_lives(tmp_path):

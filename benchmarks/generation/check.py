@@ -117,13 +117,13 @@ def distances(rows: Tensor, one: Tensor) -> Tensor:
 
 
 def surprise(scene: Scene, texts: list[str]) -> float:
-    """Test sampled answers, every token of one to each question: about N(0, 1) where they are drawn as they should be.
+    """Test sampled answers, every token of some: about N(0, 1) where they are drawn as they should be.
 
     At each step the surprise, minus the log-probability of the token drawn, is on average the entropy of the
     distribution, whatever came before; so the sum of what it is above that, by its own deviation, is a z-score.
     """
     above, variance = 0.0, 0.0
-    for row in range(0, len(texts), scene.num_samples + 1):  # another sample of each question
+    for row in range(0, len(texts), scene.num_samples + 1):  # of most questions one, each time another sample
         logps = forced(scene.of(slice(row, row + 1)), texts[row]).double().log_softmax(-1)
         drawn = logps.gather(-1, torch.tensor(scene.tokens_of(texts[row]), device=logps.device)[:, None])
         mean = (logps.exp() * logps).sum(-1)

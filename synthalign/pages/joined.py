@@ -65,6 +65,7 @@ class Joined:
             CREATE TABLE ranks (key TEXT, part INTEGER, scores TEXT, best INTEGER, PRIMARY KEY (key, part));
             CREATE TABLE prompts (id TEXT PRIMARY KEY, key TEXT, prompt TEXT);
             CREATE TABLE done (id TEXT PRIMARY KEY);
+            CREATE TABLE begun (id TEXT PRIMARY KEY);
             CREATE TABLE answers (id TEXT, place INTEGER, row TEXT, PRIMARY KEY (id, place));
             CREATE TABLE left_out (id TEXT PRIMARY KEY, reason TEXT, detail TEXT);
             BEGIN;
@@ -131,14 +132,17 @@ class Joined:
     def _left_out(self, path: Path | None) -> None:
         if path is not None and path.is_file():
             with path.open(encoding="utf-8") as lines:
-                for row in map(json.loads, lines):
-                    self._do(
-                        "INSERT OR REPLACE INTO left_out VALUES (?, ?, ?)", row["id"], row["reason"], row["detail"]
-                    )
+                for number, line in enumerate(lines, 1):
+                    try:
+                        row = json.loads(line)
+                        values = row["id"], row["reason"], row["detail"]
+                    except (ValueError, TypeError, KeyError):
+                        raise ValueError(f"{path}, line {number}: no pair that a training run left out") from None
+                    self._do("INSERT OR REPLACE INTO left_out VALUES (?, ?, ?)", *values)
 
     def _is_new(self, question_id: str, image_id: str) -> bool:
         """Whether a question comes for the first time; an unfinished run may hold a row in several shards."""
-        self._do("INSERT OR IGNORE INTO done VALUES (?)", image_id)
+        self._do("INSERT OR IGNORE INTO begun VALUES (?)", image_id)
         return bool(self.database.execute("INSERT OR IGNORE INTO done VALUES (?)", (question_id,)).rowcount)
 
     def _number(self, key: str) -> int:
@@ -206,7 +210,7 @@ class Joined:
                         self._do("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", row["id"], place, text)
             yield from self._pending(stage)
         for image_id, key, prompt in self.database.execute(
-            "SELECT id, key, prompt FROM prompts WHERE id NOT IN (SELECT id FROM done) ORDER BY id"
+            "SELECT id, key, prompt FROM prompts WHERE id NOT IN (SELECT id FROM begun) ORDER BY id"
         ):
             yield Question(image_id, self._number(key), prompt, "", [], pending=PENDING["draw"])
 

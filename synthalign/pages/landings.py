@@ -61,7 +61,7 @@ class Chain(NamedTuple):
         """List the shards of the pairs: those that the table names, or whatever has landed."""
         if self.table is None:
             return [path for landing in self.of("pair") for path in landing.files()]
-        files = [self.table.parent / name for name in json.loads(self.table.read_text(encoding="utf-8"))]
+        files = [self.table.parent / name for name in _json(self.table, list)]
         if lost := [path.name for path in files if not path.is_file()]:
             raise ValueError(f"{self.table} names {len(lost)} shards that are gone ({lost[0]}, …): synthesize again")
         return files
@@ -99,23 +99,49 @@ def rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str,
             for batch in shard.iter_batches(ROWS_AT_ONCE, columns=wanted):
                 yield from batch.to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}): delete it and run again") from None
+        raise _damaged(path, error) from None
 
 
 def num_rows(path: Path) -> int:
-    """Return the number of rows of a shard, from its end."""
-    return int(pq.read_metadata(path).num_rows)
+    """Return the number of rows of a shard, from its end.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    return int(_metadata(path).num_rows)
 
 
 def halvings(path: Path) -> list[str]:
     """Return what a shard says of batches that were halved for lack of memory."""
-    said = (pq.read_metadata(path).metadata or {}).get(b"halved", b"")
+    said = (_metadata(path).metadata or {}).get(b"halved", b"")
     return [line for line in said.decode().splitlines() if line]
+
+
+def _metadata(path: Path) -> Any:  # noqa: ANN401 - pyarrow ships no types
+    try:
+        return pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is damaged ({str(error).splitlines()[0]}): delete it and run again")
+
+
+def _json(path: Path, kind: type) -> Any:  # noqa: ANN401 - of that kind
+    """Read a file of JSON that lies in a landing."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise _damaged(path, error) from None
+    if not isinstance(value, kind):
+        raise ValueError(f"{path} is damaged (no {kind.__name__}): delete it and run again")
+    return value
 
 
 def _store(folder: Path) -> dict[str, Landing]:
     """Return the landings of a store by their addresses."""
-    found = (Landing(path.parent, json.loads(path.read_text("utf-8"))) for path in folder.glob("*-*/recipe.json"))
+    found = (Landing(path.parent, _json(path, dict)) for path in folder.glob("*-*/recipe.json"))
     return {landing.address: landing for landing in found}
 
 

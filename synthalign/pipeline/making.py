@@ -249,12 +249,16 @@ def _objection(one: Asked, candidates: Rows, picked: tuple[int, int], gates: Seq
     """Ask the gates about the pair that was picked."""
     chosen, rejected = (candidates[place] for place in picked)
     margins = {
-        better["reward"]: better["score"] - worse["score"]
+        better["reward"]: _difference(better["score"], worse["score"])
         for better, worse in zip(chosen["scores"], rejected["scores"], strict=True)
-        if None not in (better["score"], worse["score"])
     }
     margin = chosen["score"] - rejected["score"]
     return first_drop(gates, PickedPair(one.question, chosen["text"], rejected["text"], margin, margins))
+
+
+def _difference(better: float | None, worse: float | None) -> float:
+    """Return the margin, nan where a witness gave no finite number: gates that ask for it refuse that."""
+    return math.nan if better is None or worse is None else better - worse
 
 
 def _question(one: Asked) -> dict[str, Any]:

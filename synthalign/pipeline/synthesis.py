@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -45,6 +45,8 @@ from synthalign.types import (
     ResponseGate,
     ResponseReward,
 )
+
+Item = TypeVar("Item", Picture, Asked)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,14 +124,19 @@ class Synthesis:
             RuntimeError: Another rank died.
         """
         last = self.stages[-1]
-        with sign_of_life(last.landing.folder, rank):
+        # Of this table alone: a rank that makes another one, of other prompts in the same store, makes no shard of it.
+        signs = last.landing.folder / ".alive" / self.table.stem
+        with sign_of_life(signs, rank):
             for stage in self.stages:
                 walk(stage, rank, world_size)
+            owed = last.shards
 
             def missing() -> list[tuple[int, str]]:
-                return [(s.number % world_size, s.name) for s in last.shards if not last.landing.has(s)]
+                nonlocal owed
+                owed = [shard for shard in owed if not last.landing.has(shard)]
+                return [(shard.number % world_size, shard.name) for shard in owed]
 
-            wait_for(missing, last.landing.folder)
+            wait_for(missing, signs)
         # Every rank writes the same, so that none has to wait for another to do so.
         write_atomically(self.table, json.dumps([shard.name for shard in last.shards], indent=1).encode())
         return self.table
@@ -154,11 +161,7 @@ class Synthesis:
         return [drawing, *ranking.values(), picking, *asking, *scoring.values(), self._pair_stage(picking, scoring)]
 
     def _picture_stages(self) -> tuple[Stage, dict[str, Stage], Stage]:
-        shards = self._shards(lambda row: [one.key for one in pictures([row])])
-
-        def items(shard: Shard) -> list[Picture]:
-            return pictures(shard.rows)
-
+        shards, items = self._shards(pictures)
         scales = [self.guidance_scales[k % len(self.guidance_scales)] for k in range(self.num_images)]
         recipe: dict[str, Any] = {"generator": recipe_of(self.generator), "seed": self.seed}
         recipe |= {"num_images": self.num_images, "guidance_scales": self.guidance_scales}
@@ -196,7 +199,7 @@ class Synthesis:
         return drawing, ranking, Stage("pick", best, shards, items, pick)
 
     def _answer_stages(self, picking: Stage) -> list[Stage]:
-        shards = self._shards(lambda row: [one.key for one in questions([row])])
+        shards, items = self._shards(questions)
         described = [recipe_of(responder) for responder in self.responders]
 
         def answering(responder: Responder, description: Any, repeat: int) -> Stage:  # noqa: ANN401
@@ -213,7 +216,7 @@ class Synthesis:
                 return making.answer(some, _images(picking, shard, some), responder, seeds, greedy=self.greedy)
 
             name = Path(str(getattr(responder, "model", ""))).name
-            return Stage(_label("answer", name), landing, shards, _asked, answer, responder)
+            return Stage(_label("answer", name), landing, shards, items, answer, responder)
 
         return [
             answering(responder, description, described[:n].count(description))
@@ -229,7 +232,7 @@ class Synthesis:
                 answers = [stage.landing.gather(shard, _keys(some)) for stage in asking]
                 return making.score(some, _images(picking, shard, some), answers, reward)
 
-            return Stage(_label("score", name), landing, asking[0].shards, _asked, score, reward)
+            return Stage(_label("score", name), landing, asking[0].shards, asking[0].items, score, reward)
 
         return {name: scoring_by(name, reward) for name, reward in _parts(self.response_reward)[0].items()}
 
@@ -245,12 +248,23 @@ class Synthesis:
             gates = self._response_gates, self._pair_gates
             return making.pair(some, _images(picking, shard, some), scored, weights, self._rule, *gates, self.seed)
 
-        shards = next(iter(scoring.values())).shards
-        return Stage("pair", landing, shards, _asked, pair, at_once=True)
+        before = next(iter(scoring.values()))
+        return Stage("pair", landing, before.shards, before.items, pair, at_once=True)
 
-    def _shards(self, keys: Callable[[tables.PromptRow], list[str]]) -> list[Shard]:
-        contents = self.rows.numbers(lambda row: int(digest(keys(row)), 16))
-        return shards_by_id(self._hashes, contents, self.shard_size, self.rows.part)
+    def _shards(
+        self, items_of: Callable[[Sequence[tables.PromptRow]], list[Item]]
+    ) -> tuple[list[Shard], Callable[[Shard], list[Item]]]:
+        """Cut the prompts into shards named by their items; say how to read the items of one."""
+        contents = self.rows.numbers(lambda row: _content(items_of([row])))
+
+        def items(shard: Shard) -> list[Item]:
+            by_row = [items_of([row]) for row in shard.rows]
+            # The rows are read from the file again, and must not land under the name of others.
+            if digest([_content(some) for some in by_row]) != shard.digest:
+                raise ValueError(f"{self.prompts} has changed since this run began: run again")
+            return [item for some in by_row for item in some]
+
+        return shards_by_id(self._hashes, contents, self.shard_size, self.rows.part), items
 
     @cached_property
     def _hashes(self) -> np.ndarray:
@@ -280,8 +294,9 @@ def _keys(items: Sequence[Picture | Asked]) -> list[str]:
     return [item.key for item in items]
 
 
-def _asked(shard: Shard) -> list[Asked]:
-    return questions(shard.rows)
+def _content(items: Sequence[Picture | Asked]) -> int:
+    """Name what a row of the prompts holds."""
+    return int(digest(_keys(items)), 16)
 
 
 def _images(picking: Stage, shard: Shard, asked: Sequence[Asked]) -> dict[str, bytes]:

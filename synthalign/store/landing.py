@@ -11,7 +11,7 @@ their shard that had landed before.
 import json
 import os
 import secrets
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -43,6 +43,8 @@ class Landing:
         self.folder = root / f"{stage}-{self.address}"
         self.schema = schema
         self._noted: dict[str, list[str]] = {}  # names of files by their places
+        self._places: list[str] = []  # these places, in order
+        self._looked = False
 
     def path(self, shard: Shard) -> Path:
         """Where the shard is, or will be, if it lands at once."""
@@ -81,7 +83,8 @@ class Landing:
         if not recipe.exists():
             write_atomically(recipe, (json.dumps(self.recipe, indent=2, sort_keys=True) + "\n").encode())
         write_atomically(path, sink.getvalue().to_pybytes())
-        self._note(path.name)
+        if self._looked:
+            self._note(path.name)
 
     def read(self, shard: Shard, columns: list[str] | None = None) -> list[dict[str, Any]]:
         """Read the rows of a shard that landed at once, all columns or those named.
@@ -109,22 +112,26 @@ class Landing:
 
     def look(self) -> None:
         """Take note of the files that have landed; those that this object lands are noted by themselves."""
-        self._noted = {}
+        self._noted, self._places, self._looked = {}, [], True
         for name in sorted(os.listdir(self.folder)) if self.folder.is_dir() else []:
             if name.endswith(".parquet") and name[0] != ".":
                 self._note(name)
 
     def _note(self, name: str) -> None:
-        self._noted.setdefault(name.partition("-")[0], []).append(name)
+        place = name.partition("-")[0]
+        if place not in self._noted:
+            insort(self._places, place)
+            self._noted[place] = []
+        if name not in self._noted[place]:
+            self._noted[place].append(name)
 
     def _files(self, shard: Shard) -> list[Path]:
         """List the files that may hold rows of a shard: their places begin alike, as far as both go."""
-        if not self._noted:
+        if not self._looked:
             self.look()
         shorter = [place for end in range(len(shard.place)) if (place := shard.place[:end]) in self._noted]
-        places = sorted(self._noted)
-        longer = places[bisect_left(places, shard.place) : bisect_left(places, shard.place + "~")]
-        return [self.folder / name for place in [*shorter, *longer] for name in self._noted[place]]
+        first, last = (bisect_left(self._places, end) for end in (shard.place, shard.place + "~"))
+        return [self.folder / name for place in [*shorter, *self._places[first:last]] for name in self._noted[place]]
 
     def read_file(self, path: Path, columns: list[str] | None = None) -> list[dict[str, Any]]:
         """Read the rows of a file of this landing.

@@ -3,21 +3,26 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from synthalign.store.landing import write_atomically
 
 
 @contextmanager
 def sign_of_life(root: Path, rank: int, period_s: float = 2.0) -> Iterator[None]:
-    """Touch this rank's sign of life every ``period_s`` seconds: the others know a slow rank from a dead one by it."""
-    root.mkdir(parents=True, exist_ok=True)
+    """Touch this rank's sign of life every ``period_s`` seconds: the others know a slow rank from a dead one by it.
+
+    Raises:
+        RuntimeError: The disk is full, or cannot be written for another reason.
+    """
     path, done = _life(root, rank), threading.Event()
+    write_atomically(path, b"")
 
     def beat() -> None:
-        while True:
-            path.touch()
-            if done.wait(period_s):
-                return
+        while not done.wait(period_s):
+            with suppress(OSError):  # a network's disk is away for a while at times, and the rank lives on
+                path.touch()
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()

@@ -111,7 +111,7 @@ class ImageColumn(_Images):
         value = self.table[self.indices[index]][self.column][0].as_py()
         value = value[0] if isinstance(value, list) else value
         if isinstance(value, dict):
-            value = value["path"] if value.get("bytes") is None else value["bytes"]
+            value = value.get("path") if value.get("bytes") is None else value["bytes"]
         if not value:
             raise ValueError(f"{self._where(index)}: there is no image in column {self.column!r}")
         if not isinstance(value, str | bytes):

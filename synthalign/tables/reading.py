@@ -128,7 +128,8 @@ def _pairs_from_table(table: Any, place: str, folder: Path) -> PairSet:  # noqa:
     if ours and (lost := [name for name in _OURS if name not in names]):
         raise ValueError(f"{place}: no column {', '.join(map(repr, lost))} among {names}")
     cells = table.data.column(column)
-    lists = pa.types.is_list(cells.type) or pa.types.is_large_list(cells.type)
+    is_list = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    lists = any(kind(cells.type) for kind in is_list)
     counts = (pc.list_value_length(cells) if lists else pc.is_valid(cells)).to_pylist()
     # Of ours, not the candidates: each row has a list of them.
     read = {*_OURS, *EXTRAS, "dropped"} if ours else set(names) - {column}

@@ -51,6 +51,7 @@ def reply(
     """
     if not questions:
         return []
+    images = list(images)  # of a sequence that opens them anew, objects would not stay the same
     call = _Rows(model, chat, images, questions, max_new_tokens, sampler)
     name = f"replies of {chat.model}"
     if shares(model, chat, images, questions, max_new_tokens=max_new_tokens):

@@ -44,7 +44,11 @@ class KeyedSampler(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(-1, self.draw(scores)[:, None], 0.0)
 
     def draw(self, scores: Tensor, rows: Sequence[int] | None = None) -> Tensor:
-        """Draw the next token (n,) of each row of ``scores`` (n, vocab), or of these rows where others have ended."""
+        """Draw the next token (n,) of each row of ``scores`` (n, vocab), or of these rows where others have ended.
+
+        Raises:
+            FloatingPointError: The scores of a row are no numbers.
+        """
         logits = scores.float() if self.temperature == 1.0 else scores.float() / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
             smallest = logits.topk(self.top_k).values[:, -1:]
@@ -82,6 +86,8 @@ def _invert(probs: Tensor, uniform: Tensor) -> Tensor:
     whole = vocab // BLOCK * BLOCK
     sums = probs[:, :whole].unflatten(-1, (-1, BLOCK)).sum(-1)
     blocks = torch.cat([sums, probs[:, whole:].sum(-1, keepdim=True)], -1).double().cumsum(-1)
+    if not bool(blocks[:, -1].isfinite().all()):  # on CUDA the search would end the process's use of the device
+        raise FloatingPointError("the model's logits are no finite numbers: take bfloat16 or float32 as its dtype")
     # Rounding must put no target behind the end, of all or below of a block, where a token might be impossible.
     target = torch.minimum(uniform * blocks[:, -1:], _below(blocks[:, -1:]))
     block = torch.searchsorted(blocks, target, right=True)

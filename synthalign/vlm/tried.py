@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from synthalign.batching import is_out_of_memory
+from synthalign.batching import in_batches, is_out_of_memory
 from synthalign.vlm.attention import NotCarriedError
 from synthalign.vlm.branches import Branches
 from synthalign.vlm.chat import Chat
@@ -52,7 +52,13 @@ def shares(
 ) -> bool:
     """Say whether rows may share their prompts, trying it at a model's first call; warn if not."""
     if network not in _reasons:
-        _reasons[network] = why_not_shared(network, chat, images, questions, max_new_tokens=max_new_tokens)
+
+        def work(rows: Sequence[int]) -> list[str | None]:
+            some, asked = [images[row] for row in rows], [questions[row] for row in rows]
+            return [why_not_shared(network, chat, some, asked, max_new_tokens=max_new_tokens)] * len(rows)
+
+        reasons = in_batches(_two(images, questions), 2, work, f"replies of {chat.model}")
+        _reasons[network] = next(filter(None, reasons), None)
         if reason := _reasons[network]:
             warn(network, chat, reason)
     return _reasons[network] is None
@@ -81,21 +87,29 @@ def why_not_shared(
     """Compare the logits of two rows' first tokens with those of the model's own ``generate``; say what differs."""
     try:
         _check_make_up(network)
-        rows = _two(images, questions)
-        images, questions = [images[row] for row in rows], [questions[row] for row in rows]
-        plain = [_plain(network, chat, *row) for row in zip(images, questions, strict=True)]
+    except Exception as error:  # any model may be given, and fails in its own way
+        return _reason(error)
+    rows = _two(images, questions)
+    images, questions = [images[row] for row in rows], [questions[row] for row in rows]
+    # What fails here is no fault of sharing.
+    plain = [_plain(network, chat, *row) for row in zip(images, questions, strict=True)]
+    try:
         shared = _shared(network, chat, images, questions, plain, max_new_tokens)
         worst = max(_off(logits, other) for (logits, _), other in zip(plain, shared, strict=True))
         limit = tolerance(network)
         if worst > limit:  # some models round more coarsely than others of their type
             limit = max(limit, ROUNDINGS * _rounding(network, chat, images, questions, plain))
-    except NotCarriedError as error:
-        return str(error)
-    except Exception as error:  # any model may be given, and fails in its own way
+    except Exception as error:
         if is_out_of_memory(error):
             raise
-        return f"its forward fails with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return _reason(error)
     return None if worst <= limit else f"its log-probs are off by {worst:.2g} nats"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, NotCarriedError):
+        return str(error)
+    return f"its forward fails with {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def _check_make_up(network: Any) -> None:  # noqa: ANN401
@@ -139,7 +153,7 @@ def _plain(network: Any, chat: Chat, image: Image.Image, question: str) -> tuple
         **inputs,
         **GREEDY,
         max_new_tokens=STEPS,
-        min_new_tokens=0,
+        min_new_tokens=None,
         min_length=0,
         pad_token_id=chat.tokenizer.pad_token_id,
         output_logits=True,

@@ -4,10 +4,11 @@ import json
 import shutil
 
 import pytest
-from landed import Store, drawn
+from landed import Store, drawn, paired
 
 from synthalign.pages.joined import Joined
 from synthalign.pages.landings import find
+from synthalign.store import Shard
 
 
 @pytest.fixture
@@ -108,6 +109,14 @@ def test_an_unfinished_run_gives_each_row_as_far_as_it_came(tmp_path, join):
     assert sorted(picture.number for picture in joined.pictures()) == [0, 1, 2, 3]
 
 
+def test_a_prompt_named_as_anothers_question_hides_no_question(tmp_path, join):
+    store = Store(tmp_path / "store")
+    rows = [paired(0) | {"id": "a/0/0", "image_id": "a/0"}, paired(1) | {"id": "a/0", "image_id": "a"}]
+    store.landings["pair"].write(Shard(0, "h", "0" * 16, ()), rows)
+    store.names.append(f"h-{'0' * 16}.parquet")
+    assert [question.id for question in join(store.table()).questions()] == ["a/0/0", "a/0"]
+
+
 def test_pairs_that_training_left_out_say_why(tmp_path, join):
     store = Store(tmp_path / "store")
     store.land([0, 1])
@@ -116,3 +125,12 @@ def test_pairs_that_training_left_out_say_why(tmp_path, join):
     first, second = join(store.table(), left_out).questions()
     assert first.dropped is None
     assert (second.dropped, second.detail, second.chosen) == ("too_long", "900 tokens", 0)
+
+
+def test_a_line_that_says_of_no_pair_that_it_was_left_out_is_named(tmp_path, join):
+    store = Store(tmp_path / "store")
+    store.land([0])
+    left_out = tmp_path / "dropped.jsonl"
+    left_out.write_text('{"id": "a", "reason": "b", "detail": "c"}\n{"id"\n')
+    with pytest.raises(ValueError, match=r"dropped\.jsonl, line 2: no pair that a training run left out"):
+        join(store.table(), left_out)

@@ -8,6 +8,8 @@ import yaml
 from landed import Store
 
 from synthalign import tables
+from synthalign.pages import landings
+from synthalign.pages.gallery import write
 from synthalign.pages.landings import TABLE_SUFFIX, find, halvings, rows
 
 
@@ -140,6 +142,30 @@ def test_a_damaged_shard_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match=rf"{path.name} is damaged"):
         list(rows(path))
+
+
+def test_a_damaged_shard_of_any_stage_is_one_line(tmp_path):
+    store = Store(tmp_path / "store")
+    store.land([0])
+    table = store.table()
+    [path] = store.landings["answer"].folder.glob("*.parquet")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=rf"{path.name} is damaged .*: delete it and run again$") as caught:
+        write(table)
+    assert Path(caught.traceback[-1].path).is_relative_to(
+        Path(landings.__file__).parent
+    )  # so that the door shows one line
+
+
+@pytest.mark.parametrize("content", ["{", "3", "\x00"])
+@pytest.mark.parametrize("name", ["recipe.json", "0000000000000000.table"])
+def test_a_damaged_recipe_or_table_is_named(name, content, tmp_path):
+    store = Store(tmp_path)
+    store.land([0])
+    table = store.table()
+    (table.parent / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name} is damaged .*: delete it and run again$"):
+        find(table).pair_files()
 
 
 def test_halved_batches_are_read_from_a_shard(tmp_path):

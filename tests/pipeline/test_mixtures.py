@@ -8,12 +8,14 @@ import pytest
 import torch
 from small_synthesis import prompt_rows, shard_bytes, small_synthesis, write_prompts
 
-from synthalign.pairs import Disagreement
-from synthalign.pipeline import Synthesis
+from synthalign.pairs import BestWorst, Disagreement
+from synthalign.pipeline import Synthesis, making
+from synthalign.pipeline.items import questions
 from synthalign.rewards.clip import CLIPReward
 from synthalign.rewards.mixture import ImageMixture, ResponseMixture
 from synthalign.rewards.sequence_classification import SequenceClassificationReward
 from synthalign.rewards.vlm_judge import VLMJudge
+from synthalign.tables import PromptRow
 from synthalign.types import ImageReward, ResponseReward
 from synthalign.vlm import VLM
 
@@ -100,3 +102,24 @@ def test_pairs_on_which_two_parts_disagree_are_dropped(mixed, tmp_path):
         assert (row["dropped"] == "disagreement") == disagree
         seen += disagree
     assert seen
+
+
+def test_a_witness_that_gave_no_number_makes_a_disagreement_not_a_mistake():
+    [one] = questions([PromptRow("cat-1", "a cat", ("What?",))])
+    scores: dict[str, list[float | None]] = {"text": [1.0, 0.0], "sight": [None, 2.0]}
+    said = {
+        name: [
+            {
+                "candidates": [
+                    {"responder": "a", "text": f"A cat. {n}", "truncated": False, "score": score}
+                    for n, score in enumerate(column)
+                ]
+            }
+        ]
+        for name, column in scores.items()
+    }
+    gates = [Disagreement(blind="text", aware="sight")]
+    weights = {"text": 1.0, "sight": 0.0}
+    [row] = making.pair([one], {one.picture.key: b""}, said, weights, BestWorst(), [], gates, seed=0)
+    assert (row["dropped"], row["detail"]) == ("disagreement", "margin 1 by text, nan by sight")
+    assert row["picked"] == [0, 1]

@@ -7,6 +7,7 @@ import pickle
 import random
 import re
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +36,7 @@ from synthalign.pipeline import synthesis as journey
 from synthalign.pipeline.walk import Stage
 from synthalign.rewards.clip import CLIPReward
 from synthalign.rewards.sequence_classification import SequenceClassificationReward
-from synthalign.store import Landing, Shard, digest, recipe_of, seed_of, wait_for
+from synthalign.store import Landing, Shard, digest, recipe_of, seed_of, sign_of_life, wait_for
 from synthalign.tables import read_pairs
 from synthalign.types import Drop, ImageRequest, Reply
 from synthalign.vlm import VLM
@@ -677,6 +678,41 @@ def test_a_mistake_in_the_prompts_file_is_one_line_before_anything_is_made(mine)
         replace(mine).run()
     assert "\n" not in str(caught.value)
     assert not Path(mine.store).exists()
+
+
+def test_a_prompts_file_that_changes_meanwhile_lands_nothing_under_the_name_of_other_rows(mine, made):
+    shutil.rmtree(mine.store)
+    assert len(mine.stages) == 7  # the file has been read
+    path = Path(mine.prompts)
+    path.write_text(path.read_text().replace("red", "new"))
+    with pytest.raises(ValueError, match=r"prompts\.jsonl has changed since this run began: run again$"):
+        mine.run()
+    shutil.copy(made.prompts, mine.prompts)
+    replace(mine).run()
+    assert shard_bytes(Path(mine.store)) == shard_bytes(Path(made.store))
+
+
+def test_ranks_whose_prompts_differ_do_not_wait_for_one_another_for_ever(mine, tmp_path, monkeypatch):
+    """Both live and wait, for shards that the other one will never make."""
+    monkeypatch.setattr(journey, "wait_for", functools.partial(wait_for, silence_s=0.5, period_s=0.01))
+    monkeypatch.setattr(journey, "sign_of_life", functools.partial(sign_of_life, period_s=0.01))
+    shutil.rmtree(mine.stages[-1].landing.folder)
+    others = write_prompts(tmp_path / "others.jsonl", prompt_rows(6))
+    said: dict[int, str] = {}
+
+    def run(rank: int, synthesis: Synthesis) -> None:
+        with pytest.raises(RuntimeError) as caught:
+            synthesis.run(rank, world_size=2)
+        said[rank] = str(caught.value)
+
+    ranks = enumerate([mine, replace(mine, prompts=str(others))])
+    threads = [threading.Thread(target=run, args=one, daemon=True) for one in ranks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert said[0].startswith("rank 1 has shown no sign of life")
+    assert said[1].startswith("rank 0 has shown no sign of life")
 
 
 def test_the_summary_counts_by_reason():

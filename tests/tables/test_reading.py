@@ -301,6 +301,20 @@ def test_a_row_without_an_image_is_named_and_one_with_two_is_dropped(tmp_path):
     assert the_line(write([1, 0])) == f"{tmp_path}/pairs.parquet, row 1: there is no image in column 'images'"
 
 
+def test_lists_of_a_fixed_length_are_counted_too(tmp_path):
+    row = trl("Why?", "So.", "No.", images=[png(RED), png(BLUE)])
+    table = pa.Table.from_pylist([row])
+    images = pa.array([row["images"]], pa.list_(pa.binary(), 2))
+    pq.write_table(table.drop_columns(["images"]).append_column("images", images), tmp_path / "pairs.parquet")
+    assert [drop.reason for _, drop in read_pairs(tmp_path / "pairs.parquet").dropped] == ["several_images"]
+
+
+def test_a_column_of_something_else_than_images_is_one_line(tmp_path):
+    row = trl("Why?", "So.", "No.") | {"image": {"width": 3}}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "pairs.parquet")
+    assert "row 0: there is no image in column 'image'" in the_line(tmp_path / "pairs.parquet")
+
+
 def test_an_embedded_image_that_cannot_be_read_is_named_when_it_is_opened(tmp_path):
     write_shard(
         tmp_path / "pairs", "0.parquet", [kept("x/0", RED), kept("y/0", RED) | {"image": {"bytes": b"no image"}}]

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from functools import wraps
 
 import numpy as np
 import pytest
@@ -193,6 +194,33 @@ def test_a_batch_that_memory_does_not_hold_is_halved(tiny_llava):
         assert alike(vlm.respond(IMAGES, QUESTIONS), expected)
     assert notes == [f"replies of {tiny_llava}: out of memory with 4 rows at once, went on with 2"]
     assert max(asked) == 4
+
+
+def test_a_model_is_tried_row_by_row_where_memory_holds_no_two(tiny_llava, capsys):
+    vlm = responder(tiny_llava, batch_size=1)
+    images = IMAGES[:1] * 2
+    expected = [vlm.respond([image], [question])[0] for image, question in zip(images, QUESTIONS, strict=False)]
+    vlm.release()
+    own = vlm.network.forward
+
+    @wraps(own)
+    def forward(**inputs):
+        if len(inputs["input_ids"]) > 1:
+            raise torch.OutOfMemoryError
+        return own(**inputs)
+
+    vlm.network.forward = forward
+    with noting_halvings() as notes:
+        assert alike(vlm.respond(images, QUESTIONS[:2]), expected)
+    assert notes == [f"replies of {tiny_llava}: out of memory with 2 rows at once, went on with 1"]
+    assert "replies:" not in capsys.readouterr().err
+
+
+def test_a_template_that_refuses_is_no_fault_of_sharing(tiny_llava, capsys):
+    vlm = responder(tiny_llava, chat_template="{{ raise_exception('only robots may ask') }}")
+    with pytest.raises(ValueError, match="refuses turns of user: only robots may ask"):
+        vlm.respond(IMAGES[:1], QUESTIONS[:1])
+    assert "replies:" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])

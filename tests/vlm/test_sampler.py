@@ -101,6 +101,15 @@ def test_a_low_temperature_is_greedy_and_impossible_tokens_are_never_drawn():
     assert set(draw(masked, 5000)) <= {1, 3, 4, 5, 6}
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("settings", [{}, {"top_k": 5, "top_p": 0.5}])
+def test_logits_that_are_no_numbers_are_one_line(bad, settings):
+    scores = torch.zeros(2, 300)
+    scores[1, 7] = bad
+    with pytest.raises(FloatingPointError, match="logits are no finite numbers: take bfloat16 or float32"):
+        KeyedSampler([1, 2], **settings).draw(scores)
+
+
 def test_a_draw_depends_on_seed_and_step_and_not_on_the_row():
     sampler, ids = KeyedSampler([5, 6, 5, 7]), torch.zeros(4, 1, dtype=torch.long)
     flat = torch.zeros(4, 10_000)

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import wraps
 from typing import Any
 
 import pytest
 import torch
-from dpo.nine import NINE, gemma3, llava, qwen2_vl
+from dpo.nine import IMAGE, NINE, _kinds, gemma3, llava, paligemma, qwen2_vl
 from vlm.numbers import NumberChat
 
 from synthalign.vlm import KeyedSampler, replies, reply
@@ -114,6 +115,34 @@ def test_logits_of_every_step_are_those_of_plain_generate(family, window, dtype)
     got = torch.stack(seen, 1)
     wanted = torch.stack([logits for _, logits in expected]).float()
     torch.testing.assert_close(got, wanted, rtol=0, atol=5e-6 if dtype == torch.float64 else 2e-4)
+
+
+class AnywhereChat(NumberChat):
+    """Puts the image behind a question that begins with 60, before one with 21, and into any other's prompt."""
+
+    def _row(self, image: int, words: list[int]) -> dict[str, torch.Tensor]:
+        before, behind = ([], words) if words[0] == 21 else (words, [] if words[0] == 60 else [40, 41])
+        placed = [IMAGE] * self.fills[image]
+        placed = [292, *placed, 293] if "image_grid_thw" in self.given else placed
+        ids = torch.tensor([1, 11, *before, *placed, *behind])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | _kinds(self.name, ids)
+
+
+@pytest.mark.parametrize("batch_size", [3, 100])
+@pytest.mark.parametrize("family", [llava, qwen2_vl, paligemma], ids=lambda family: family.__name__)
+def test_prompts_that_share_little_or_end_with_their_image_are_read_beside_others(family, batch_size, monkeypatch):
+    model, chat = model_and_chat(family)
+    chat.__class__ = AnywhereChat
+    first, second = chat.pictures[:2]
+    asked = ["60", "60 61", "60", "21 22", "21 22 23 24", "21 22", "30", "31 32"]
+    images = [first] * 3 + [second] * 3 + [first, second]
+    sizes = plainly(monkeypatch)
+    got = reply(model, chat, images, asked, max_new_tokens=6, batch_size=batch_size)
+    assert not sizes
+    wanted = [alone(model, chat, *row, 6)[0] for row in zip(images, asked, strict=True)]
+    assert [one.text for one in got] == [spoken(tokens) for tokens in wanted]
+    got = reply(model, chat, images[:6], asked[:6], max_new_tokens=6, batch_size=batch_size)
+    assert [one.text for one in got] == [spoken(tokens) for tokens in wanted[:6]]
 
 
 def test_an_image_is_encoded_once_and_a_prompts_beginning_read_once():
@@ -300,6 +329,21 @@ def test_a_model_that_sharing_would_get_wrong_is_told_once_and_read_plainly(
     assert told.count("\n") == 1
     assert f"replies: sharing prompts would get llava wrong ({reason}" in told
     assert sizes == [4, 4] * 2
+
+
+def test_images_that_a_sequence_opens_anew_are_told_apart():
+    model, chat = model_and_chat(llava)
+    images, questions = rows_of(chat)
+
+    class Opened(Sequence):
+        def __len__(self):
+            return len(images)
+
+        def __getitem__(self, index):
+            return copy(images[index])
+
+    got = reply(model, chat, Opened(), questions, max_new_tokens=4, batch_size=5)
+    assert got == reply(model, chat, images, questions, max_new_tokens=4, batch_size=5)
 
 
 def test_a_model_whose_layers_remember_is_not_tried():
