@@ -13,6 +13,8 @@ help: ## say what there is
 	@printf 'usage: make TARGET [PYTHON=python3.11]\n\n'
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# On one thread: models this small gain little by a second one, and lose much where other work keeps the cores busy.
+demo: export OMP_NUM_THREADS ?= 1
 demo: $(VENV)/.run ## align a small model in a small world, offline: images, pairs, training, evaluation
 	@rm -rf $(DEMO)/fit $(DEMO)/test
 	@$(BIN)/synthalign world $(DEMO)/world --num-scenes 150
