@@ -16,6 +16,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
+from synthalign.store import seed_of
 from synthalign.vlm import Chat
 
 SPOKEN = ("USER:", "ASSISTANT:", "Yes", "yes", "No", "no")
@@ -157,7 +158,8 @@ def scene(name: str, *, dtype: torch.dtype, device: torch.device, folder: Path) 
         chat=chat,
         images=[image for image, _ in rows],
         questions=[question for _, question in rows],
-        seeds=range(len(rows)),
+        # Not 0, 1, 2, …: what PyTorch's generator draws from seeds so alike is alike enough for the test to notice.
+        seeds=[seed_of("benchmark", row) for row in range(len(rows))],
         num_samples=asked.num_samples,
         new_tokens=asked.new_tokens,
     )
