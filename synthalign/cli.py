@@ -54,6 +54,11 @@ def fail(message: str) -> NoReturn:
 def _in_one_line(command: Callable[[list[str]], None], args: list[str]) -> None:
     try:
         command(args)
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            "\nsynthalign: stopped; what had landed on disk stays, and the same command goes on from there\n"
+        )
+        raise SystemExit(130) from None
     except (ValueError, FloatingPointError, RuntimeError) as error:
         if os.environ.get(DEBUG) or not _is_ours(error):
             raise

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
 import synthalign.callbacks  # these three make their classes known by short names
@@ -69,9 +70,12 @@ class CLI(LightningCLI):
         parser.link_arguments("model.shares_images", "data.init_args.shares_images", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Spare ``synthesize`` the callbacks: evaluations would ask for their files."""
+        """Spare ``synthesize`` the callbacks, whose evaluations would ask for files; refuse a path to no checkpoint."""
         if self.subcommand == "synthesize":
             self.config.synthesize.trainer.callbacks = None
+        checkpoint = self.config[self.subcommand].get("ckpt_path")
+        if checkpoint not in (None, "best", "last", "hpc") and not Path(checkpoint).exists():
+            fail(f"--ckpt_path: no checkpoint at {checkpoint}")
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> LightningTrainer:
         if config.get("logger") in (None, True):
@@ -107,7 +111,10 @@ def _gist(message: str, args: Sequence[str]) -> str:
 
 
 def _config_line(key: str, args: Sequence[str]) -> str:
-    """Say in which config file and line a key stands, if it is one line only."""
+    """Say in which config file and line a key stands, if it is one line only and no flag names it."""
+    flags = [arg.partition("=")[0] for arg in args if arg.startswith("--")]
+    if given := [flag for flag in flags if flag.rpartition(".")[2].lstrip("-") == key]:
+        return f"{given[-1]}: "
     found = []
     for path in (Path(arg.partition("=")[2] or arg) for arg in args):
         if path.suffix in {".yaml", ".yml"} and path.is_file():
@@ -141,6 +148,8 @@ def run(args: Sequence[str]) -> None:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
+    except MisconfigurationException as error:  # such as an accelerator that is not there
+        fail(str(error))
     except (ValueError, OmegaConfBaseException) as error:
         # What a part's constructor refuses reaches us wrapped in the parser's report.
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts

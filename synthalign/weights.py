@@ -10,6 +10,9 @@ import torch
 DType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 Quantization = Literal["nf4", "int8"]
 
+UNREACHABLE = frozenset({"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout"})
+"""Errors of huggingface_hub and of the library that it asks with."""
+
 
 def load(kind: Any, model: str, *, revision: str | None = None, **settings: Any) -> Any:  # noqa: ANN401
     """Call ``kind.from_pretrained`` on a folder or hub id.
@@ -35,7 +38,18 @@ def load(kind: Any, model: str, *, revision: str | None = None, **settings: Any)
         return kind.from_pretrained(model, trust_remote_code=False, **settings)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if not Path(model).is_dir() and _unreachable(error):
+            reason = "the hub cannot be reached, and it is not among the models downloaded before"
         raise ValueError(f"model {model!r} cannot be loaded as {kind.__name__}: {reason}") from error
+
+
+def _unreachable(error: BaseException | None) -> bool:
+    """Whether an error came of a hub that does not answer, or of being told not to ask it."""
+    while error is not None:
+        if isinstance(error, ConnectionError) or type(error).__name__ in UNREACHABLE:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def load_network(

@@ -9,6 +9,7 @@ import drawings
 import pytest
 import yaml
 
+from synthalign import cli
 from synthalign.cli import main
 
 CONFIG = """\
@@ -203,3 +204,27 @@ def test_world_writes_its_files_and_says_where(tmp_path: Path, capsys: pytest.Ca
     main(["world", str(tmp_path / "world"), "--num-prompts", "3", "--num-scenes", "2"])
     assert len((tmp_path / "world" / "prompts.jsonl").read_text().splitlines()) == 3
     assert str(tmp_path / "world") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--model.init_args.loss.init_args.beta", "big"], ["--model.init_args.loss.init_args.beta: ", "float", "big"]),
+        (["--ckpt_path", "nope.ckpt"], ["--ckpt_path: no checkpoint at nope.ckpt"]),
+        (["--trainer.accelerator", "mps"], ["MPSAccelerator"]),
+    ],
+)
+def test_a_mistake_in_a_flag_is_one_line_that_blames_no_file(flags, said, config, capsys):
+    line = mistake(capsys, "fit", "--config", "config.yaml", *flags)
+    assert all(part in line for part in said) and "config.yaml" not in line
+
+
+def test_a_command_that_is_interrupted_says_that_it_can_go_on(monkeypatch, capsys):
+    def interrupted(args: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_world", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        main(["world", "out"])
+    assert stopped.value.code == 130
+    assert "stopped; what had landed on disk stays, and the same command goes on from there" in capsys.readouterr().err

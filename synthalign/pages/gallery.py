@@ -232,9 +232,7 @@ class _Page:
                 f"This run is unfinished: it has come as far as {last.folder.name}. The page shows what has landed."
             )
         elif self.chain.others:
-            said.append(
-                f"The newest of {self.chain.others + 1} tables: {self.chain.table.name}. Name another to see it."
-            )
+            said.append(f"The newest of {self.chain.others + 1} tables: {self.chain.table}. Name another to see it.")
         if lost := [stage for stage in ("draw", "rank") if self.chain.table and not self.chain.of(stage)]:
             said.append(f"There is no landing of {' and '.join(lost)} any more: the losing images are not shown.")
         return [*said, self.note] if self.note else said

@@ -248,7 +248,9 @@ def agrees(config: Any, recipe: Any) -> bool:  # noqa: ANN401 - both as JSON has
     """
     if isinstance(config, dict) and isinstance(recipe, dict):
         if "class_path" in config:
-            config = {"class": config["class_path"], **(config.get("init_args") or {})}
+            if not _same_class(config["class_path"], recipe.get("class")):
+                return False
+            config = config.get("init_args") or {}
         gates = [*(config.get("response_gates") or []), *(config.get("pair_gates") or [])]
         return (
             all(agrees(config[key], recipe[key]) for key in config.keys() & recipe.keys())
@@ -260,6 +262,13 @@ def agrees(config: Any, recipe: Any) -> bool:  # noqa: ANN401 - both as JSON has
     if config is None or (isinstance(recipe, dict) and "content" in recipe):
         return True
     return bool(config == recipe)
+
+
+def _same_class(path: str, defined: str | None) -> bool:
+    """Whether a class path means a class, whose module it may name or a package that hands it on."""
+    package, _, name = path.rpartition(".")
+    module, _, real = str(defined).rpartition(".")
+    return name == real and f"{module}.".startswith(f"{package}.")
 
 
 def _among(responders: list[Any] | None, responder: Any) -> bool:  # noqa: ANN401

@@ -61,10 +61,15 @@ class _Images(Sequence[Image.Image]):
 
 
 class ImageFiles(_Images):
-    """Image files, opened as RGB when indexed."""
+    """Image files, opened as RGB when indexed.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
+    Args:
+        paths: The files.
+        places: Where each is named, to begin a message with.
+    """
+
+    def __init__(self, paths: Sequence[Path], places: Sequence[str] | None = None) -> None:
+        self.paths, self.places = paths, places
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -73,7 +78,7 @@ class ImageFiles(_Images):
         return self.paths[index]
 
     def _where(self, index: int) -> str:
-        return str(self.paths[index])
+        return str(self.paths[index]) if self.places is None else f"{self.places[index]}: {self.paths[index]}"
 
 
 class ImageColumn(_Images):

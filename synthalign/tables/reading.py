@@ -57,12 +57,19 @@ def _file_in(folder: Path) -> Path:
     if len(tables) > 1:
         names = ", ".join(table.name for table in tables)
         raise ValueError(f"{folder} holds the pairs of {len(tables)} prompts files: name one of {names} in it")
+    if not tables and (landed := sorted(folder.glob(f"pair-*/*{TABLE_SUFFIX}"))):
+        if len(landed) > 1:
+            raise ValueError(
+                f"{folder} is a store with {len(landed)} tables of pairs: name one of {', '.join(map(str, landed))}"
+            )
+        tables = landed
     found = [*tables, *(folder / name for name in ("pairs.json", "pairs.jsonl") if (folder / name).is_file())]
     return found[0] if found else folder
 
 
 def _pairs_from_json(path: Path, folder: Path) -> PairSet:
     rows, paths, dropped = [], [], []
+    places: dict[Path, str] = {}  # of each image, where it is named first
     unique = _UniqueIds()
     for number, (where, row) in enumerate(json_rows(path), 1):
         pair_id = unique(id_in(row, IDS, str(number), where))
@@ -75,8 +82,9 @@ def _pairs_from_json(path: Path, folder: Path) -> PairSet:
         if not names or not isinstance(names[0], str):
             raise ValueError(f"{where}: 'image' must be a path inside the image folder, found {row.get('image')!r}")
         paths.append(image_in(folder, names[0], where))
+        places.setdefault(paths[-1], where)
         rows.append(pair)
-    once = ImageFiles(list(dict.fromkeys(paths)))
+    once = ImageFiles(list(places), list(places.values()))
     for index in _with_bar(len(once)):
         once.verify(index)
     return PairSet(rows, ImageFiles(paths), dropped)

@@ -10,7 +10,7 @@ from landed import Store
 from synthalign import tables
 from synthalign.pages import landings
 from synthalign.pages.gallery import write
-from synthalign.pages.landings import TABLE_SUFFIX, find, halvings, rows
+from synthalign.pages.landings import TABLE_SUFFIX, agrees, find, halvings, rows
 
 
 def test_the_suffix_of_a_table_is_the_tables_own():
@@ -174,3 +174,19 @@ def test_halved_batches_are_read_from_a_shard(tmp_path):
     store = Store(tmp_path)
     store.landings["draw"].write(Shard(0, "h", "x", ()), [], notes=["batch of 8 halved"])
     assert halvings(store.landings["draw"].folder / "h-x.parquet") == ["batch of 8 halved"]
+
+
+@pytest.mark.parametrize(
+    ("path", "defined", "same"),
+    [
+        ("synthalign.vlm.VLM", "synthalign.vlm.responder.VLM", True),  # handed on by the package
+        ("synthalign.vlm.responder.VLM", "synthalign.vlm.responder.VLM", True),
+        ("synthalign.vlm.VLM", "synthalign.vlmish.VLM", False),
+        ("synthalign.vlm.VLM", "synthalign.vlm.responder.LLM", False),
+        ("synthalign.vlm.VLM", None, False),
+    ],
+)
+def test_a_class_is_known_by_the_path_of_a_package_that_hands_it_on(path, defined, same):
+    config = {"class_path": path, "init_args": {"temperature": 1.0}}
+    assert agrees(config, {"class": defined, "temperature": 1.0}) == same
+    assert not agrees(config, {"class": defined, "temperature": 0.5})

@@ -208,7 +208,7 @@ def test_a_file_that_is_no_image_is_named_before_training(content, line, tmp_pat
     folder = write_images(tmp_path)
     (folder / "images" / "blue.png").write_bytes(content)
     path = write_json(folder / "pairs.json", [authors(*row) for row in TWO])
-    assert line_of(path, capsys).startswith(line.format(place=f"{folder}/images/blue.png"))
+    assert line_of(path, capsys).startswith(line.format(place=f"{path}, item 2: {folder}/images/blue.png"))
 
 
 @pytest.mark.parametrize(("content", "line"), BAD_IMAGES)
@@ -223,7 +223,8 @@ def test_an_empty_image_file_is_named(tmp_path, capsys):
     folder = write_images(tmp_path)
     (folder / "images" / "blue.png").write_bytes(b"")
     path = write_json(folder / "pairs.json", [authors(*row) for row in TWO])
-    assert line_of(path, capsys) == f"image cannot be read: {folder}/images/blue.png (not in a known format)"
+    said = line_of(path, capsys)
+    assert said == f"image cannot be read: {path}, item 2: {folder}/images/blue.png (not in a known format)"
 
 
 def test_a_link_that_leads_out_of_the_image_folder_is_refused(tmp_path, capsys):

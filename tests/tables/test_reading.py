@@ -257,9 +257,10 @@ def test_an_unreadable_image_file_is_one_line_before_training(tmp_path):
     folder = write_images(tmp_path)
     path = write_json(folder / "pairs.json", [authors(*row) for row in TWO])
     (folder / "images" / "blue.png").write_text("I am no image")
-    assert the_line(path) == f"image cannot be read: {folder}/images/blue.png (not in a known format)"
+    place = f"{path}, item 2: {folder}/images/blue.png"
+    assert the_line(path) == f"image cannot be read: {place} (not in a known format)"
     (folder / "images" / "blue.png").write_bytes(png(BLUE)[:-20])
-    assert the_line(path).startswith(f"image cannot be read: {folder}/images/blue.png (")
+    assert the_line(path).startswith(f"image cannot be read: {place} (")
 
 
 def test_an_images_digest_is_of_its_encoded_content_wherever_it_stands(tmp_path):
@@ -334,3 +335,21 @@ def test_an_image_named_in_parquet_stays_in_its_folder(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), folder / "pairs.parquet")
     said = the_line(folder / "pairs.parquet")
     assert re.search(r"pairs\.parquet, row 1: image '\.\./secret\.png' leads out of its folder", said)
+
+
+def test_a_store_of_one_table_is_read_and_one_of_two_says_which_there_are(tmp_path):
+    for number in range(2):
+        landing = tmp_path / f"pair-{number}"
+        write_shard(landing, "h0-a.parquet", [kept("x/0", RED)])
+        (landing / "all.table").write_text('["h0-a.parquet"]')
+        if number == 0:
+            assert [row.id for row in read_pairs(tmp_path).rows] == ["x/0"]
+    assert "is a store with 2 tables of pairs: name one of" in the_line(tmp_path)
+
+
+def test_an_image_that_cannot_be_read_is_named_with_its_row(tmp_path):
+    folder = write_images(tmp_path)
+    cut = folder / "images" / "red.png"
+    cut.write_bytes(cut.read_bytes()[:40])
+    line = the_line(write_json(folder / "pairs.json", [authors(*row) for row in TWO]))
+    assert "pairs.json, item 1: " in line and "red.png" in line
