@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from synthalign.store.landing import HALVED
+
 STAGES = ("draw", "rank", "pick", "answer", "score", "pair")
 """In the order of the journey; a stage of another name comes last."""
 
@@ -113,7 +115,7 @@ def num_rows(path: Path) -> int:
 
 def halvings(path: Path) -> list[str]:
     """Return what a shard says of batches that were halved for lack of memory."""
-    said = (_metadata(path).metadata or {}).get(b"halved", b"")
+    said = (_metadata(path).metadata or {}).get(HALVED, b"")
     return [line for line in said.decode().splitlines() if line]
 
 

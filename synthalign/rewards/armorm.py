@@ -15,8 +15,8 @@ from torch.nn.functional import linear
 from torch.nn.utils.rnn import pad_sequence
 
 from synthalign.checkpoints import read_named
-from synthalign.rewards.conversations import check_format, score_distinct, turns
-from synthalign.weights import DType, Quantization, check_folder, free_cuda, load, load_network, resolve_device
+from synthalign.rewards.conversations import chat_tokenizer, check_format, render, score_distinct
+from synthalign.weights import DType, Quantization, check_folder, free_cuda, load_network, resolve_device
 
 TEMPERATURE = 10.0
 """Divides the gate's logits."""
@@ -97,12 +97,7 @@ class ArmoRMReward:
     @cached_property
     def tokenizer(self) -> Any:  # noqa: ANN401
         """The loaded tokenizer."""
-        from transformers import AutoTokenizer
-
-        tokenizer = load(AutoTokenizer, self.model, revision=self.revision)
-        if tokenizer.chat_template is None:
-            raise ValueError(f"model {self.model!r} has no chat template to put question and response in")
-        return tokenizer
+        return chat_tokenizer(self.model, self.revision)
 
     def score(
         self, prompts: Sequence[str], images: Sequence[Image], questions: Sequence[str], responses: Sequence[str]
@@ -120,7 +115,7 @@ class ArmoRMReward:
     def render(self, prompt: str, question: str, response: str) -> str:
         """Put a question and its response into the model's template."""
         user = self.question_format.format(prompt=prompt, question=question)
-        return str(self.tokenizer.apply_chat_template(turns(user, response), tokenize=False))
+        return render(self.tokenizer, user, response)
 
     def _score(self, texts: Sequence[str]) -> list[float]:
         response, question = self.states(texts)

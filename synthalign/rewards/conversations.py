@@ -1,10 +1,12 @@
 """What rewards of text have in common: how question and response are worded, and that no text is scored twice."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, tensor
 
 from synthalign.batching import in_batches
+from synthalign.weights import load
 
 
 def check_format(name: str, text: str, required: Sequence[str], optional: Sequence[str] = ()) -> None:
@@ -29,9 +31,24 @@ def check_format(name: str, text: str, required: Sequence[str], optional: Sequen
         raise ValueError(f"{name} {text!r} leaves out {{{missing}}}")
 
 
-def turns(question: str, response: str) -> list[dict[str, str]]:
-    """Return the two turns of a conversation, as chat templates take them."""
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": response}]
+def chat_tokenizer(model: str, revision: str | None) -> Any:  # noqa: ANN401 - every family has its own class
+    """Load the tokenizer of a reward model.
+
+    Raises:
+        ValueError: There is none, or it has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = load(AutoTokenizer, model, revision=revision)
+    if tokenizer.chat_template is None:
+        raise ValueError(f"model {model!r} has no chat template to put question and response in")
+    return tokenizer
+
+
+def render(tokenizer: Any, question: str, response: str) -> str:  # noqa: ANN401
+    """Put a question, as the user's turn, and its response into a model's template."""
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": response}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False))
 
 
 def score_distinct(

@@ -10,8 +10,8 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from synthalign.rewards.conversations import check_format, score_distinct, turns
-from synthalign.weights import DType, Quantization, check_folder, free_cuda, load, load_network, resolve_device
+from synthalign.rewards.conversations import chat_tokenizer, check_format, render, score_distinct
+from synthalign.weights import DType, Quantization, check_folder, free_cuda, load_network, resolve_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +68,7 @@ class SequenceClassificationReward:
     @cached_property
     def tokenizer(self) -> Any:  # noqa: ANN401
         """The loaded tokenizer."""
-        from transformers import AutoTokenizer
-
-        tokenizer = load(AutoTokenizer, self.model, revision=self.revision)
-        if tokenizer.chat_template is None:
-            raise ValueError(f"model {self.model!r} has no chat template to put question and response in")
-        return tokenizer
+        return chat_tokenizer(self.model, self.revision)
 
     def score(
         self, prompts: Sequence[str], images: Sequence[Image], questions: Sequence[str], responses: Sequence[str]
@@ -84,7 +79,7 @@ class SequenceClassificationReward:
 
     def _render(self, prompt: str, question: str, response: str) -> str:
         user = self.question_format.format(prompt=prompt, question=question)
-        return str(self.tokenizer.apply_chat_template(turns(user, response), tokenize=False))
+        return render(self.tokenizer, user, response)
 
     @torch.no_grad()
     def _score(self, texts: Sequence[str]) -> list[float]:

@@ -102,12 +102,14 @@ class Landing:
             KeyError: A row has not landed.
         """
         wanted = set(keys)
+        columns = columns and list(dict.fromkeys(["key", *columns]))
+        paths = [self.path(shard)]
+        if not self.has(shard):  # other rows lie there too, and may be large
+            paths = [path for path in self._files(shard) if not wanted.isdisjoint(_column(path, "key"))]
         rows: dict[str, dict[str, Any]] = {}
-        for path in [self.path(shard)] if self.has(shard) else self._files(shard):
-            if not wanted.isdisjoint(_column(path, "key")):
-                columns = columns and list(dict.fromkeys(["key", *columns]))
-                found = {row["key"]: row for row in self.read_file(path, columns) if row["key"] in wanted}
-                rows = found | rows  # of two that hold a row the first one counts
+        for path in paths:
+            found = {row["key"]: row for row in self.read_file(path, columns) if row["key"] in wanted}
+            rows = found | rows  # of two that hold a row the first one counts
         return [rows[key] for key in keys]
 
     def look(self) -> None:

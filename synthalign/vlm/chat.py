@@ -39,13 +39,7 @@ class Chat:
         from transformers import AutoProcessor
 
         processor = load(AutoProcessor, self.model, revision=self.revision)
-        if self.chat_template is not None:
-            processor.chat_template = self.chat_template
-        if getattr(processor, "chat_template", None) is None:
-            raise ValueError(f"model {self.model!r} has no chat template: give one as chat_template")
-        processor.tokenizer.padding_side = "left"
-        if processor.tokenizer.pad_token is None:  # whatever pads is masked
-            processor.tokenizer.pad_token = processor.tokenizer.eos_token
+        prepare(processor, processor.tokenizer, self.model, self.chat_template)
         return processor
 
     @property
@@ -66,7 +60,9 @@ class Chat:
         if question not in self._prompts:
             if len(self._prompts) >= REMEMBERED_PROMPTS:
                 self._prompts.clear()
-            self._prompts[question] = self._render(self._messages(question), add_generation_prompt=True)
+            self._prompts[question] = render(
+                self.processor, self._messages(question), self.model, add_generation_prompt=True
+            )
         return self._prompts[question]
 
     def inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> dict[str, Tensor]:
@@ -77,7 +73,7 @@ class Chat:
             text=prompts,
             padding=True,
             return_tensors="pt",
-            add_special_tokens=self._adds_special(prompts[0]),
+            add_special_tokens=adds_special(self.tokenizer, prompts[0]),
         )
         return dict(encoded)
 
@@ -92,7 +88,7 @@ class Chat:
             raise ValueError(f"an empty response to {question!r} has no tokens")
         prompt = self.prompt(question)
         answer = {"role": "assistant", "content": [{"type": "text", "text": response}]}
-        whole = self._render([*self._messages(question), answer])
+        whole = render(self.processor, [*self._messages(question), answer], self.model)
         said = whole[len(prompt) :] if whole.startswith(prompt) else response
         head, found, end = said.rpartition(response)
         # Some templates (LLaVA-1.5's among them) render no end of turn; without one a model never learns to stop.
@@ -138,15 +134,6 @@ class Chat:
     def _prompts(self) -> dict[str, str]:
         return {}
 
-    def _render(self, messages: list[dict[str, Any]], **settings: Any) -> str:  # noqa: ANN401
-        from jinja2 import TemplateError
-
-        try:
-            return str(self.processor.apply_chat_template(messages, tokenize=False, **settings))
-        except TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise ValueError(f"the chat template of {self.model!r} refuses turns of {roles}: {error}") from error
-
     def _messages(self, question: str) -> list[dict[str, Any]]:
         user = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
         if self.system_prompt is None:
@@ -154,12 +141,43 @@ class Chat:
         return [{"role": "system", "content": [{"type": "text", "text": self.system_prompt}]}, user]
 
     def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=self._adds_special(text)).input_ids)
+        return list(self.tokenizer(text, add_special_tokens=adds_special(self.tokenizer, text)).input_ids)
 
-    def _adds_special(self, text: str) -> bool:
-        """Whether the tokenizer has to put the beginning of sequence, which some templates already render."""
-        bos = self.tokenizer.bos_token
-        return not (bos and text.startswith(bos))
+
+def prepare(templated: Any, tokenizer: Any, model: str, chat_template: str | None) -> None:  # noqa: ANN401
+    """Make a processor, or a tokenizer by itself, ready to put questions: its template, and padding on the left.
+
+    Raises:
+        ValueError: There is no chat template.
+    """
+    if chat_template is not None:
+        templated.chat_template = chat_template
+    if getattr(templated, "chat_template", None) is None:
+        raise ValueError(f"model {model!r} has no chat template: give one as chat_template")
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:  # whatever pads is masked
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def render(templated: Any, messages: list[dict[str, Any]], model: str, **settings: Any) -> str:  # noqa: ANN401
+    """Put a conversation into the chat template of a processor or tokenizer.
+
+    Raises:
+        ValueError: The template refuses it.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        return str(templated.apply_chat_template(messages, tokenize=False, **settings))
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(f"the chat template of {model!r} refuses turns of {roles}: {error}") from error
+
+
+def adds_special(tokenizer: Any, text: str) -> bool:  # noqa: ANN401
+    """Whether a tokenizer has to put the beginning of sequence, which some templates already render."""
+    bos = tokenizer.bos_token
+    return not (bos and text.startswith(bos))
 
 
 REMEMBERED_PROMPTS = 4096

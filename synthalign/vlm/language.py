@@ -9,6 +9,7 @@ import torch
 
 from synthalign.batching import in_batches
 from synthalign.types import Reply
+from synthalign.vlm.chat import adds_special, prepare, render
 from synthalign.vlm.plain import generate, to_model
 from synthalign.vlm.sampler import KeyedSampler
 from synthalign.weights import DType, Quantization, check_folder, free_cuda, load, load_network, resolve_device
@@ -60,13 +61,7 @@ class LLM:
         from transformers import AutoTokenizer
 
         tokenizer = load(AutoTokenizer, self.model, revision=self.revision)
-        if self.chat_template is not None:
-            tokenizer.chat_template = self.chat_template
-        if getattr(tokenizer, "chat_template", None) is None:
-            raise ValueError(f"model {self.model!r} has no chat template: give one as chat_template")
-        tokenizer.padding_side = "left"
-        if tokenizer.pad_token is None:  # whatever pads is masked
-            tokenizer.pad_token = tokenizer.eos_token
+        prepare(tokenizer, tokenizer, self.model, self.chat_template)
         return tokenizer
 
     @cached_property
@@ -100,16 +95,10 @@ class LLM:
 
     def prompt(self, text: str) -> str:
         """Render the conversation up to where the model begins to reply."""
-        from jinja2 import TemplateError
-
         messages = [{"role": "user", "content": text}]
         if self.system_prompt is not None:
             messages.insert(0, {"role": "system", "content": self.system_prompt})
-        try:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        except TemplateError as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise ValueError(f"the chat template of {self.model!r} refuses turns of {roles}: {error}") from error
+        return render(self.tokenizer, messages, self.model, add_generation_prompt=True)
 
     def release(self) -> None:
         """Free the memory of the weights; the next call loads them again."""
@@ -118,9 +107,8 @@ class LLM:
 
     @torch.no_grad()
     def _batch(self, texts: list[str], seeds: list[int] | None) -> list[Reply]:
-        bos = self.tokenizer.bos_token
-        rendered = bool(bos) and texts[0].startswith(bos)  # most templates put the beginning themselves
-        encoded = self.tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=not rendered)
+        special = adds_special(self.tokenizer, texts[0])
+        encoded = self.tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=special)
         inputs = {key: encoded[key] for key in ("input_ids", "attention_mask")}
         said = generate(
             self.network,
