@@ -126,8 +126,10 @@ class Evaluate(Callback):
         self._finish(trainer)
 
     def _sit_epoch(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
-        metrics = self._sit(trainer, pl_module, f"epoch-{epoch:03d}")
-        self.history.append({"epoch": epoch, "step": trainer.global_step, "metrics": metrics})
+        label = f"epoch-{epoch:03d}"
+        metrics = self._sit(trainer, pl_module, label)
+        entry = {"epoch": epoch, "step": trainer.global_step, "samples": f"samples/{label}", "metrics": metrics}
+        self.history.append(entry)
         self._log(trainer, metrics, epoch, trainer.global_step)
 
     def _sit_now(self, trainer: Trainer, pl_module: LightningModule, stage: str, *, baseline: bool) -> None:

@@ -244,8 +244,15 @@ class Eval(Protocol):
         """Return all questions, always in the same order."""
         ...
 
+    def about(self) -> dict[str, str]:
+        """Say what the figures depend on besides the model, such as a parser, a variant or a judge: name to value."""
+        ...
+
     def verdicts(self, questions: Sequence[Question], replies: Sequence[Reply]) -> list[dict[str, Any]]:
-        """Read each reply: one JSON-able row per question."""
+        """Read each reply: one JSON-able row per question.
+
+        Each has ``correct``: whether the reply is right, or free of hallucination; None where nobody judged it.
+        """
         ...
 
     def tally(self, questions: Sequence[Question], verdicts: Sequence[dict[str, Any]]) -> Tensor:
@@ -259,6 +266,10 @@ class Eval(Protocol):
 
 class Judge(Protocol):
     """Rates answers from 0 to 6 against a reference, from text alone, as MMHal-Bench's judge does."""
+
+    def about(self) -> dict[str, str]:
+        """Say who judges: ``judge``, ``judge_revision`` and ``judge_prompt``, the hash of what it is asked."""
+        ...
 
     def judge(
         self,

@@ -62,15 +62,21 @@ class Captions:
         """
         return self._questions
 
+    def about(self) -> dict[str, str]:
+        """Name the variant."""
+        return {"variant": "plain words, no lemmatisation"}
+
     def verdicts(self, questions: Sequence[Question], replies: Sequence[Reply]) -> list[dict[str, Any]]:
         """List the objects each caption mentions, in its order, and those of them that are not in the image."""
         rows = []
         for question, reply in zip(questions, replies, strict=True):
             mentioned = self.mentions(reply.text)
+            invented = [name for name in mentioned if name not in question.truth]
             rows.append(
                 {
+                    "correct": not invented,
                     "mentioned": mentioned,
-                    "invented": [name for name in mentioned if name not in question.truth],
+                    "invented": invented,
                     "words": len(reply.text.split()),
                 }
             )

@@ -22,6 +22,9 @@ class Legend(NamedTuple):
     percent: bool = False
     """Whether the metric is a share in [0, 1] that reads best as a percentage."""
 
+    headline: bool = True
+    """Whether it belongs in a short table; what does not is for those who look closer, such as bars of each type."""
+
 
 def headlines(evaluation: Eval, metrics: dict[str, float]) -> list[tuple[str, Legend]]:
     """Return the metrics to show, in order, each with its legend.
@@ -35,7 +38,16 @@ def headlines(evaluation: Eval, metrics: dict[str, float]) -> list[tuple[str, Le
         for key in metrics:
             if fnmatchcase(key, legend.pattern):
                 chosen.setdefault(key, legend)
-    return list(chosen.items())
+    return [(key, legend) for key, legend in chosen.items() if legend.headline]
+
+
+def legend_of(evaluation: Eval, metrics: dict[str, float]) -> dict[str, Legend]:
+    """Return the legend of every metric; one that no pattern fits is a plain number, and no headline."""
+    patterns = getattr(evaluation, "legend", (Legend("*"),))
+    return {
+        key: next((one for one in patterns if fnmatchcase(key, one.pattern)), Legend(key, headline=False))
+        for key in metrics
+    }
 
 
 def count_of(key: str, metrics: dict[str, float]) -> float | None:

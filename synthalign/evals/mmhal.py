@@ -77,6 +77,10 @@ class MMHal:
         """
         return self._questions
 
+    def about(self) -> dict[str, str]:
+        """Name the judge."""
+        return {"judge": "none"} if self.judge is None else self.judge.about()
+
     def verdicts(self, questions: Sequence[Question], replies: Sequence[Reply]) -> list[dict[str, Any]]:
         """Let the judge rate the replies; without one, mark them unjudged.
 
@@ -91,7 +95,7 @@ class MMHal:
                 self.name,
                 len(questions),
             )
-            return [{"judged": False} for _ in questions]
+            return [{"correct": None, "judged": False} for _ in questions]
         judgements = self.judge.judge(
             [question.truth["contents"] for question in questions],
             [question.text for question in questions],
@@ -104,6 +108,7 @@ class MMHal:
                 raise ValueError(f"{self.name}: the judge rated {question.id} {judgement.score!r}, outside 0..6")
             rows.append(
                 {
+                    "correct": judgement.score >= HALLUCINATED_BELOW,
                     "judged": True,
                     "score": judgement.score,
                     "parsed": judgement.parsed,

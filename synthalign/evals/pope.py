@@ -112,6 +112,10 @@ class POPE:
         """
         return self._questions
 
+    def about(self) -> dict[str, str]:
+        """Name the parser of the headline figures."""
+        return {"parser": "official: No, no or not in the first sentence means no, everything else yes"}
+
     def verdicts(self, questions: Sequence[Question], replies: Sequence[Reply]) -> list[dict[str, Any]]:
         """Read each reply, officially and strictly.
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from synthalign.evals.ask import distinct
-from synthalign.evals.legend import Legend, count_of, headlines
+from synthalign.evals.legend import Legend, count_of, headlines, legend_of
 from synthalign.store import write_atomically
 from synthalign.types import Eval
 
@@ -32,16 +32,24 @@ class Results(NamedTuple):
     """The aligned model."""
 
     history: list[dict[str, Any]]
-    """Of a fit: ``epoch`` (how many were completed), ``step`` and ``metrics`` of every evaluation."""
+    """Of a fit: ``epoch`` (completed ones), ``step``, ``samples`` (a folder) and ``metrics`` of every evaluation."""
 
 
 def write_results(path: Path, results: Results, evals: Sequence[Eval]) -> None:
-    """Write results.json: the metrics, and the settings and the size of every evaluation."""
+    """Write results.json: the metrics, and of every evaluation its settings, its size and how to read its metrics."""
     settings = {}
     for evaluation in evals:
         questions = evaluation.questions()
-        counts = {"questions": len(questions), "distinct_questions": distinct(questions)}
-        settings[evaluation.name] = {**settings_of(evaluation), **counts}
+        settings[evaluation.name] = {
+            **settings_of(evaluation),
+            "questions": len(questions),
+            "distinct_questions": distinct(questions),
+            "about": evaluation.about(),
+            "legend": {
+                key: {"better": legend.better, "percent": legend.percent, "headline": legend.headline}
+                for key, legend in legend_of(evaluation, _own(evaluation, results.after)).items()
+            },
+        }
     text = json.dumps({**results._asdict(), "evals": settings}, indent=2, ensure_ascii=False)
     write_atomically(path, (text + "\n").encode())
 

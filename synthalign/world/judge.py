@@ -20,6 +20,10 @@ _FACTS = frozenset({"yes", *OBJECTS, *COLORS, *PLACES, *THEMES, *NUMBERS})
 class RuleJudge:
     """A Judge that compares what an answer claims with what the reference claims."""
 
+    def about(self) -> dict[str, str]:
+        """Name the rules; they ask nobody anything."""
+        return {"judge": "the offline world's rules", "judge_revision": "1", "judge_prompt": "none"}
+
     def judge(
         self,
         contents: Sequence[Sequence[str]],

@@ -61,7 +61,7 @@ def test_nothing_said_divides_by_nothing(tmp_path, images):
 def test_verdicts_list_what_was_mentioned_and_what_was_invented(tmp_path, images):
     evaluation = captions(tmp_path, images, [row(objects=["mug"])])
     (verdict,) = evaluation.verdicts(evaluation.questions(), [Reply("A dog, a cup, a dog")])
-    assert verdict == {"mentioned": ["dog", "cup", "dog"], "invented": ["dog", "dog"], "words": 6}
+    assert verdict == {"correct": False, "mentioned": ["dog", "cup", "dog"], "invented": ["dog", "dog"], "words": 6}
 
 
 def test_truth_is_by_the_objects_names_each_once(tmp_path, images):
