@@ -32,10 +32,10 @@ ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- prove: begin -->", "<!-- prove: end -->"
 
 METRICS = {  # row of the table: (key in results.json, shown as a percentage)
-    "CHAIRi": ("captions/chair_i", True),
-    "CHAIRs": ("captions/chair_s", True),
-    "coverage": ("captions/coverage", True),
-    "words per caption": ("captions/words", False),
+    "CHAIRi": ("chair_plain/chair_i", True),
+    "CHAIRs": ("chair_plain/chair_s", True),
+    "coverage": ("chair_plain/coverage", True),
+    "words per caption": ("chair_plain/words", False),
     "MMHal-style score": ("mmhal/score", False),
     "MMHal-style hallucination rate": ("mmhal/hallucination_rate", True),
     "POPE random accuracy": ("pope/random/accuracy", True),
@@ -170,21 +170,21 @@ def table(out: Path, seeds: list[int]) -> str:
 
     base = arms["ranked"][0]["before"]
     claims = [
-        ("base: coverage at least .90", base["captions/coverage"], base["captions/coverage"] >= 0.90),
-        ("base: CHAIRi at least .08", base["captions/chair_i"], base["captions/chair_i"] >= 0.08),
+        ("base: coverage at least .90", base["chair_plain/coverage"], base["chair_plain/coverage"] >= 0.90),
+        ("base: CHAIRi at least .08", base["chair_plain/chair_i"], base["chair_plain/chair_i"] >= 0.08),
         (
             "base: POPE random accuracy at least 75 %",
             base["pope/random/accuracy"],
             base["pope/random/accuracy"] >= 0.75,
         ),
     ]
-    fall = 1 - mean("ranked", "captions/chair_i") / base["captions/chair_i"]
-    kept = mean("ranked", "captions/coverage") / base["captions/coverage"]
-    length = mean("ranked", "captions/words") / base["captions/words"] - 1
+    fall = 1 - mean("ranked", "chair_plain/chair_i") / base["chair_plain/chair_i"]
+    kept = mean("ranked", "chair_plain/coverage") / base["chair_plain/coverage"]
+    length = mean("ranked", "chair_plain/words") / base["chair_plain/words"] - 1
     mmhal = mean("ranked", "mmhal/score") - base["mmhal/score"]
     pope = mean("ranked", "pope/adversarial/accuracy") - base["pope/adversarial/accuracy"]
     recall = mean("ranked", "pope/adversarial/recall") / base["pope/adversarial/recall"]
-    control = 1 - mean("control", "captions/chair_i") / base["captions/chair_i"]
+    control = 1 - mean("control", "chair_plain/chair_i") / base["chair_plain/chair_i"]
     claims += [
         ("CHAIRi down by at least 60 %", fall, fall >= 0.60),
         ("coverage at least 95 % of the base's", kept, kept >= 0.95),

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL.Image import Image
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from synthalign.dpo.batch import PreferenceBatch
 from synthalign.dpo.carried import why_not_carried
 from synthalign.dpo.checkpointing import checkpoint_layers
 from synthalign.dpo.families import trains_encoder
-from synthalign.dpo.features import Features, KeptFeatures, image_features
+from synthalign.dpo.features import Features, image_features
 from synthalign.dpo.figures import Figures, figures
 from synthalign.dpo.fused import fuse
 from synthalign.dpo.guards import FallingChosen, refuse_nonfinite
@@ -34,7 +36,7 @@ from synthalign.dpo.reference import AdaptersOff, Reference
 from synthalign.dpo.reference_cache import Preparation
 from synthalign.store import recipe_of
 from synthalign.types import PairLogps, PreferenceLoss, Reply, Schedule
-from synthalign.vlm import Chat, reply
+from synthalign.vlm import Chat, KeptFeatures, reply
 from synthalign.weights import DType
 
 
@@ -69,7 +71,8 @@ class DPOModule(LightningModule):
         fused: Use faster forms of LoRA's, the norms' and the MLPs' arithmetic. They are equal up to rounding; on
             bfloat16 weights the low-rank products are rounded to bfloat16, which PEFT computes in float32.
         gradient_checkpointing: Compute activations again in the backward pass: less memory, about a quarter slower.
-        keep_features_gib: CPU memory for images' features, which spares the frozen tower from the second epoch on, GiB.
+        keep_features_gib: CPU memory for images' features, GiB, which spares the frozen tower from the second epoch on,
+            and in every evaluation but the first.
         max_chosen_fall: Warn when the chosen responses' mean log-prob falls this far below its starting value, nats;
             null never warns, nor does a run that starts from ``adapter``.
         answer_batch_size: Questions answered at once in evaluations.
@@ -268,8 +271,21 @@ class DPOModule(LightningModule):
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
             resumed=self.trainer.ckpt_path is not None,
-            sharded=isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy),
+            sharded=self._sharded,
         )
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether the weights are spread over the ranks, which then have to run every forward together."""
+        trainer = self._trainer
+        return trainer is not None and isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+
+    def _root_gathered(self) -> AbstractContextManager[Any]:
+        """Gather what FSDP holds in no layer, which else only a step of the trainer's does."""
+        strategy = None if self._trainer is None else self.trainer.strategy
+        if isinstance(strategy, FSDPStrategy) and isinstance(strategy.model, FullyShardedDataParallel):
+            return FullyShardedDataParallel.summon_full_params(strategy.model, recurse=False, writeback=False)
+        return nullcontext()
 
     def _log(self, split: str) -> tuple[float, dict[str, float]]:
         """Log means over pairs: of all batches since the last call, and of all ranks, each pair counting once.
@@ -288,22 +304,28 @@ class DPOModule(LightningModule):
     def has_adapter(self) -> bool:
         """Whether the policy differs from its base: a fresh adapter's second factors are all zero."""
         factors = (value for name, value in self.network.named_parameters() if "lora_B" in name)
-        return any(bool(factor.any()) for factor in factors)
+        parts = (factor.to_local() if isinstance(factor, DTensor) else factor for factor in factors)
+        found = any(bool(part.any()) for part in parts)
+        # A rank may hold none of what differs; all have to go the same way.
+        return bool(self.trainer.strategy.reduce_boolean_decision(found, all=False)) if self._sharded else found
 
     def adapters_off(self) -> AbstractContextManager[None]:
         """Make the policy its own frozen base model for a while."""
         return adapters_off(self.network)
 
     def answer(self, images: Sequence[Image], questions: Sequence[str], *, max_new_tokens: int) -> list[Reply]:
-        """Answer each question about its image, greedily."""
-        return reply(
-            self.network,
-            self.chat,
-            images,
-            questions,
-            max_new_tokens=max_new_tokens,
-            batch_size=self.answer_batch_size,
-        )
+        """Answer each question about its image, greedily. Ranks that share the weights must ask equally many."""
+        with self._root_gathered():
+            return reply(
+                self.network,
+                self.chat,
+                images,
+                questions,
+                max_new_tokens=max_new_tokens,
+                batch_size=self.answer_batch_size,
+                kept=self.kept,
+                synced=self._sharded,
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the trained parameters only: megabytes, not gigabytes."""

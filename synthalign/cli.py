@@ -21,6 +21,9 @@ usage: synthalign COMMAND [options]
   convert     write a set of pairs in another tool's format, and push it to the hub if asked
   prompts     write the prompts to draw, by a language model of yours, or take the starter set
   gallery     show what a run made: one HTML file with images, questions, pairs, drops and their reasons
+  report      show what became of a run's model: one HTML file with curves, bars, and the answers that changed
+  score       figures of answers that were saved before: POPE, MMHal-Bench, CHAIR, AMBER, MME
+  questions   write a benchmark's questions or truth for images of yours: POPE's, CHAIR's
   world       write the offline world: prompts and benchmarks that need no download
 
 synthalign COMMAND --help documents every option of a command. Options come from --config FILE (several are merged,
@@ -34,9 +37,15 @@ DEBUG = "SYNTHALIGN_DEBUG"
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; a user's mistake is one line on stderr and exit status 2."""
     args = list(sys.argv[1:] if argv is None else argv)
-    commands = {"convert": _convert, "gallery": _gallery, "prompts": _prompts, "world": _world} | dict.fromkeys(
-        ("fit", "validate", "test", "synthesize"), _train
-    )
+    commands = {
+        "convert": _convert,
+        "gallery": _gallery,
+        "prompts": _prompts,
+        "questions": _questions,
+        "report": _report,
+        "score": _score,
+        "world": _world,
+    } | dict.fromkeys(("fit", "validate", "test", "synthesize"), _train)
     if not args or args[0] in {"-h", "--help"}:
         sys.stdout.write(USAGE)
         return
@@ -196,6 +205,78 @@ def _gallery(args: list[str]) -> None:
     written = write(options.run, options.out, max_mb=options.max_mb)
     size = written.path.stat().st_size / 1e6
     sys.stdout.write("\n".join([written.headline, *written.notes, f"Gallery: {written.path} ({size:.1f} MB)", ""]))
+
+
+def _report(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="synthalign report",
+        description="Write one HTML file that shows what became of a run's model: curves, bars, and the answers that "
+        "changed, with their images.",
+    )
+    parser.add_argument("run", type=Path, help="a run's folder, or the results.json in it")
+    parser.add_argument("--out", type=Path, help="file to write (report.html in the folder)")
+    parser.add_argument("--max-mb", type=float, default=50.0, help="largest size; images shrink to keep to it (50)")
+    options = parser.parse_args(args[1:])
+
+    from synthalign.pages.report import write
+
+    written = write(options.run, options.out, max_mb=options.max_mb)
+    size = written.path.stat().st_size / 1e6
+    sys.stdout.write("\n".join([written.headline, *written.notes, f"Report: {written.path} ({size:.1f} MB)", ""]))
+
+
+def _questions(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="synthalign questions", description="Write a benchmark's questions or truth for images of yours."
+    )
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="pope|chair")
+    pope = benchmarks.add_parser("pope", help="yes/no questions about objects: random, popular and adversarial ones")
+    pope.add_argument("objects", type=Path, help="JSON lines of {image, objects}, or COCO's instances JSON")
+    pope.add_argument("out", type=Path, help="folder to write into")
+    pope.add_argument("--num-images", type=int, default=500, help="images to ask about (500)")
+    pope.add_argument("--per-image", type=int, default=3, help="objects of an image, each with an absent one (3)")
+    pope.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
+    chair = benchmarks.add_parser("chair", help="what is in COCO's images, by its own annotations")
+    chair.add_argument("out", type=Path, help="file to write")
+    chair.add_argument("--instances", type=Path, required=True, help="COCO's instances JSON")
+    chair.add_argument("--captions", type=Path, help="COCO's captions JSON, whose objects count as well")
+    chair.add_argument("--synonyms", type=Path, required=True, help="one object a line, its synonyms after commas")
+    chair.add_argument(
+        "--words", choices=["plain", "wordnet"], default="plain", help="CHAIR's variant: words as they are, or lemmas"
+    )
+    chair.add_argument("--answers", type=Path, help="saved captions, whose images alone are written")
+    options = parser.parse_args(args[1:])
+
+    if options.benchmark == "pope":
+        from synthalign.evals import pope_build
+
+        written = pope_build.write(
+            options.objects,
+            options.out,
+            num_images=options.num_images,
+            per_image=options.per_image,
+            seed=options.seed,
+        )
+    else:
+        from synthalign.evals import chair_truth
+        from synthalign.evals.chair_wordnet import WordNetWords
+
+        count = chair_truth.write(
+            options.out,
+            instances=options.instances,
+            captions=options.captions,
+            synonyms=options.synonyms,
+            words=WordNetWords() if options.words == "wordnet" else None,
+            answers=options.answers,
+        )
+        written = f"What is in {count} images is in {options.out}"
+    sys.stdout.write(f"{written}\n")
+
+
+def _score(args: list[str]) -> None:
+    from synthalign.scoring import run
+
+    run(args)
 
 
 def _world(args: list[str]) -> None:

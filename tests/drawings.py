@@ -20,7 +20,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_benchmarks(root: Path) -> None:
-    """Write images/, pope/{random,popular,adversarial}.json, mmhal.json, captions.jsonl, objects.txt, prompts.jsonl."""
+    """Write images/, all that asks about them (pope/, mmhal.json, captions.jsonl, amber/, mme/), and prompts.jsonl."""
     (root / "images").mkdir(parents=True)
     (root / "pope").mkdir()
     names = [f"{color}.png" for color in COLORS]
@@ -54,11 +54,36 @@ def write_benchmarks(root: Path) -> None:
     ]
     write_lines(root / "captions.jsonl", captions)
     (root / "objects.txt").write_text("square\ncircle\n", encoding="utf-8")
+    write_amber(root / "amber", names)
+    for task in ("existence", "count", "position", "color"):
+        (root / "mme" / task).mkdir(parents=True)
+        for name, color in zip(names, COLORS, strict=True):
+            draw(root / "mme" / task / name, color)
+            lines = f"Is there a {color} square?\tYes\nIs there a {color} circle?\tNo\n"
+            (root / "mme" / task / f"{color}.txt").write_text(lines, encoding="utf-8")
     prompts = [
         {"id": f"p{n}", "prompt": f"a {color} cup", "questions": ["Describe the image in detail.", "Is there a dog?"]}
         for n, color in enumerate(COLORS)
     ]
     write_lines(root / "prompts.jsonl", prompts)
+
+
+def write_amber(root: Path, names: list[str]) -> None:
+    """Write AMBER's files about the drawings: each is described, then asked about."""
+    (root / "query").mkdir(parents=True)
+    queries = [{"id": n, "image": name, "query": "Describe this image."} for n, name in enumerate(names, 1)]
+    truths: list[dict[str, Any]] = [
+        {"id": query["id"], "type": "generative", "truth": ["square"], "hallu": ["circle"]} for query in queries
+    ]
+    kinds = ("hallucination", "attribute-state", "attribute-number", "attribute-action", "relation")
+    for kind in kinds:
+        for name, truth in zip(names, ("yes", "no", "yes", "no"), strict=True):
+            queries.append({"id": len(queries) + 1, "image": name, "query": f"Is this {kind} right?"})
+            truths.append({"id": len(queries), "type": f"discriminative-{kind}", "truth": truth})
+    (root / "query" / "query_all.json").write_text(json.dumps(queries), encoding="utf-8")
+    (root / "annotations.json").write_text(json.dumps(truths), encoding="utf-8")
+    (root / "relation.json").write_text(json.dumps({"square": ["block"], "circle": ["ring"]}), encoding="utf-8")
+    (root / "safe_words.txt").write_text("ground\n", encoding="utf-8")
 
 
 def write_pairs(path: Path, images: Path) -> None:

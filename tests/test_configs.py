@@ -1,11 +1,13 @@
 """Every shipped config runs, under an overlay that replaces only paths, model folders, sizes and counts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import drawings
 import pytest
 import tiny
+import writers
 import yaml
 from rewards.small_models import build_armorm, build_image_reward
 from transformers import AutoTokenizer
@@ -16,6 +18,8 @@ from synthalign.world.data import write as write_world
 SPLITS = ("random", "popular", "adversarial")
 CONFIGS = Path(__file__).parents[1] / "configs"
 COUNTS = {
+    "analysis_tokens": 3,
+    "CHAIR/num_images": 2,
     "max_new_tokens": 72,
     "num_inference_steps": 2,
     "num_workers": 0,
@@ -54,7 +58,7 @@ def overlay(config: dict[str, Any], files: dict[str, Path], models: dict[str, Pa
             return None
         if key in files or f"{part}/{key}" in files:
             return str(files.get(f"{part}/{key}", files.get(key)))
-        return COUNTS.get(key, node)
+        return COUNTS.get(f"{part}/{key}", COUNTS.get(key, node))
 
     shrunk = walk(config, "", "")
     shrunk.setdefault("trainer", {}).update({"max_steps": 2, "devices": 1, "accumulate_grad_batches": 1})
@@ -74,6 +78,7 @@ def models(
         "DPOModule": speaks,
         "VLM": speaks,
         "VLMJudge": speaks,
+        "LLM": writers.build_llm(tmp_path_factory.mktemp("llm")),
         "ImageRewardV1": build_image_reward(tmp_path_factory.mktemp("image-reward")),
         "ArmoRMReward": build_armorm(tmp_path_factory.mktemp("armorm")),
         "CLIPReward": tiny_clip,
@@ -93,8 +98,12 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
         **{f"pope/{split}": bench / "pope" / f"{split}.json" for split in SPLITS},
         "images": bench / "images",
         "MMHal/file": bench / "mmhal.json",
-        "Captions/file": bench / "captions.jsonl",
-        "objects": bench / "objects.txt",
+        "CHAIR/file": bench / "captions.jsonl",
+        "synonyms": bench / "objects.txt",
+        "AMBER/folder": bench / "amber",
+        "MME/folder": bench / "mme",
+        "MME/images": bench / "mme",
+        "KeptJudgements/folder": tmp_path / "judgements",
         "pairs": bench / "pairs.json",
         "prompts": tmp_path / "world" / "prompts.jsonl",
         "store": tmp_path / "store",
@@ -139,6 +148,12 @@ def test_the_heldout_overlay_tests_what_the_demo_trains(files: dict[str, Path], 
     assert (Path("runs/demo/test/results.json")).is_file()
 
 
+def test_the_benchmarks_overlay_tests_any_model(files: dict[str, Path], models: dict[str, Path]):
+    run("test", ["llava15_7b.yaml", "benchmarks.yaml"], files, models)
+    results = json.loads(Path("runs/llava15_7b/test/results.json").read_text())
+    assert {key.split("/")[0] for key in results["after"]} == {"pope", "mmhal", "chair_plain", "amber", "mme"}
+
+
 def test_every_config_is_run_by_a_test_of_this_file():
-    tried = {"demo.yaml", "demo_heldout.yaml", "llava15_7b.yaml", "paper.yaml", "single_gpu.yaml"}
+    tried = {"benchmarks.yaml", "demo.yaml", "demo_heldout.yaml", "llava15_7b.yaml", "paper.yaml", "single_gpu.yaml"}
     assert {path.name for path in CONFIGS.glob("*.yaml")} == tried

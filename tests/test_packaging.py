@@ -124,7 +124,7 @@ def test_every_pin_fits_its_range():
 
 @pytest.mark.parametrize(
     ("folders", "extras"),
-    [(("synthalign", *PLUGS), ()), (("tests",), ("dev", "bench")), (("benchmarks",), ("dev", "bench"))],
+    [(("synthalign", *PLUGS), ("chair",)), (("tests",), ("dev", "bench")), (("benchmarks",), ("dev", "bench"))],
     ids=["package", "tests", "benchmarks"],
 )
 def test_what_is_imported_is_declared(folders, extras):

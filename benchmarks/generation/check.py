@@ -47,12 +47,13 @@ def forced(scene: Scene, text: str) -> Tensor:
     return scene.network(input_ids=ids, **inputs, use_cache=False, logits_to_keep=len(said)).logits[0].float()
 
 
-def plain(scene: Scene, answer: Answer) -> Plain:
+def plain(scene: Scene, answer: Answer, *, apart: float = 0.5) -> Plain:
     """Run the plain forward over greedy answers.
 
     Args:
         scene: What is asked.
         answer: Gives those answers.
+        apart: Standard deviations that the logits of any two questions must differ by.
 
     Raises:
         RuntimeError: They hardly depend on what is asked, so that comparing says nothing.
@@ -63,7 +64,7 @@ def plain(scene: Scene, answer: Answer) -> Plain:
     found = torch.cat([torch.stack([one[place] for one in logits]) for place in (0, -1)])
     for name, rows in zip(("first", "last"), found.chunk(2), strict=True):
         nearest = min(distances(rows[:row], one).min().item() for row, one in enumerate(rows) if row)
-        if nearest < 0.5:
+        if nearest < apart:
             raise RuntimeError(
                 f"the {name} logits of two questions are {nearest:.3f} apart: prompts hardly matter here"
             )

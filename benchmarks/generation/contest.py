@@ -5,7 +5,7 @@ import gc
 import sys
 import time
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from ladder.measure import Spread, ratios, seconds, spread  # type: ignore[import-not-found]
 
@@ -76,17 +76,25 @@ def compare(scene: Scene, dtype: str) -> dict[str, dict[str, Any]]:
         RuntimeError: One answers something else.
     """
     expected = check.plain(scene, peers.one_at_a_time)
-    found = {}
-    for name, answer in CONTENDERS.items():
-        if name == "the same, our sampler":  # greedily the same to the letter
-            continue
-        one = check.greedy(scene, answer, expected)
-        exact = dtype != "fp32" or (one.words == 1.0 and one.last <= LOGITS[dtype])
-        if not (one.first <= LOGITS[dtype] and exact):
-            raise RuntimeError(f"{name}, {dtype}: greedily it answers something else than the plain forward: {one}")
-        found[name] = one._asdict()
-        print(f"greedily, {name}: {one}", file=sys.stderr, flush=True)
-    return found
+    return {
+        name: compared(name, scene, answer, expected, dtype)
+        for name, answer in CONTENDERS.items()
+        if name != "the same, our sampler"  # greedily the same to the letter
+    }
+
+
+def compared(name: str, scene: Scene, answer: Answer, expected: check.Plain, dtype: str) -> dict[str, Any]:
+    """Compare one's greedy answers with the plain forward.
+
+    Raises:
+        RuntimeError: They are others.
+    """
+    found = check.greedy(scene, answer, expected)
+    exact = dtype != "fp32" or (found.words == 1.0 and found.last <= LOGITS[dtype])
+    if not (found.first <= LOGITS[dtype] and exact):
+        raise RuntimeError(f"{name}, {dtype}: greedily it answers something else than the plain forward: {found}")
+    print(f"greedily, {name}: {found}", file=sys.stderr, flush=True)
+    return found._asdict()
 
 
 def times(scene: Scene, dtype: str, num_rounds: int, loop_step: int) -> dict[str, Any]:
@@ -101,21 +109,8 @@ def times(scene: Scene, dtype: str, num_rounds: int, loop_step: int) -> dict[str
     Raises:
         RuntimeError: Samples are drawn from something else than the model's distribution.
     """
-    device = scene.network.device
     scenes = dict.fromkeys(CONTENDERS, scene) | {LOOP: scene.of(slice(None, None, loop_step))}
-    taken: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    texts: dict[str, list[str]] = {}
-    rates: list[floor.Rates] = []
-    for done in range(num_rounds):
-        for name, answer in CONTENDERS.items():
-            gc.collect()  # what another left is not this one's to sweep
-            one = partial(_keep, texts, name, answer, scenes[name])
-            scale = len(scene.questions) / len(scenes[name].questions)
-            taken[name].append(scale * seconds(one, device))
-        rates.append(floor.rates(scene))
-        said = ", ".join(f"{name} {one[-1]:.3f}" for name, one in taken.items())
-        print(f"{dtype}, round {done + 1} of {num_rounds}: {said}", file=sys.stderr, flush=True)
-
+    taken, texts, rates = take_turns(scene, CONTENDERS, scenes, dtype, num_rounds)
     surprises = {name: drawn(name, scenes[name], texts[name]) for name in CONTENDERS}
     # Medians, not the best: what else the machine does slows an answer as well.
     best, step = (spread([one[place] for one in rates]).median for place in (0, 1))
@@ -141,6 +136,34 @@ def times(scene: Scene, dtype: str, num_rounds: int, loop_step: int) -> dict[str
         "floor": needed._asdict(),
         "whole": whole._asdict(),
     }
+
+
+class Turns(NamedTuple):
+    """What the contenders took and gave."""
+
+    taken: dict[str, list[float]]  # s, of all rows, round by round
+    texts: dict[str, list[str]]  # in the last round
+    rates: list[floor.Rates]  # in each round
+
+
+def take_turns(
+    scene: Scene, contenders: dict[str, Answer], scenes: dict[str, Scene], dtype: str, num_rounds: int
+) -> Turns:
+    """Time contenders in turn, each on its own scene; where that is fewer rows, the time is scaled."""
+    device = scene.network.device
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    texts: dict[str, list[str]] = {}
+    rates: list[floor.Rates] = []
+    for done in range(num_rounds):
+        for name, answer in contenders.items():
+            gc.collect()  # what another left is not this one's to sweep
+            one = partial(_keep, texts, name, answer, scenes[name])
+            scale = len(scene.questions) / len(scenes[name].questions)
+            taken[name].append(scale * seconds(one, device))
+        rates.append(floor.rates(scene))
+        said = ", ".join(f"{name} {one[-1]:.3f}" for name, one in taken.items())
+        print(f"{dtype}, round {done + 1} of {num_rounds}: {said}", file=sys.stderr, flush=True)
+    return Turns(taken, texts, rates)
 
 
 def drawn(name: str, scene: Scene, texts: list[str]) -> float:

@@ -91,7 +91,7 @@ def prefix_copied(scene: Scene, *, greedy: bool = False, keyed: bool = False) ->
             tokens = torch.multinomial(logits.float().softmax(-1), 1)
         said.append(tokens)
         mask, places = torch.cat([mask, mask.new_ones(len(mask), 1)], 1), places[:, -1:] + 1
-    return _texts(scene, torch.cat(said, 1))
+    return decoded(scene, torch.cat(said, 1))
 
 
 def _generate(scene: Scene, *, num_samples: int = 1, greedy: bool) -> list[str]:
@@ -102,7 +102,7 @@ def _generate(scene: Scene, *, num_samples: int = 1, greedy: bool) -> list[str]:
     if not greedy:
         how |= {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     out = scene.network.generate(**inputs, max_new_tokens=scene.new_tokens, **how)
-    texts = _texts(scene, out[:, inputs["input_ids"].shape[1] :])
+    texts = decoded(scene, out[:, inputs["input_ids"].shape[1] :])
     return _repeated(texts, num_samples) if greedy else texts
 
 
@@ -110,6 +110,7 @@ def _repeated(texts: list[str], times: int) -> list[str]:
     return [text for text in texts for _ in range(times)]
 
 
-def _texts(scene: Scene, tokens: Tensor) -> list[str]:
+def decoded(scene: Scene, tokens: Tensor) -> list[str]:
+    """Decode rows of tokens."""
     texts = scene.chat.processor.batch_decode(tokens, skip_special_tokens=True)
     return [text.strip() for text in texts]

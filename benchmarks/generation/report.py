@@ -29,7 +29,7 @@ def show(found: dict[str, Any]) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     console.print(f"{found['sizes']}: {machine['device']}, {machine['threads']} thread(s), {versions}", highlight=False)
     console.print(_times(found))
-    console.print(_floor(found))
+    console.print(floors(found))
     console.print(LEGEND, highlight=False)
     by_rank, by_order = found["first_words"]
     draws = f"{found['num_draws']} first words of ours, chi-square over bins of words"
@@ -38,7 +38,7 @@ def show(found: dict[str, Any]) -> None:
 
 def _times(found: dict[str, Any]) -> Table:
     part = "" if found["loop_step"] == 1 else f"; one at a time: every {found['loop_step']}th row, scaled"
-    table = _table(
+    shown = table(
         f"{found['asked']}, {found['dtype']}, {found['num_rounds']} rounds{part}",
         "contender",
         "s",
@@ -55,29 +55,32 @@ def _times(found: dict[str, Any]) -> Table:
         checked = ["", "", ""]
         if greedy is not None:
             checked = [f"{greedy['words']:.3%}", f"{greedy['first']:.0e}", f"{greedy['last']:.0e}"]
-        against = [_range(row["against"][of]) for of in AGAINST]
+        against = [ranged(row["against"][of]) for of in AGAINST]
         above = [f"{row['above_floor']:.2f}", f"{row['above_sized']:.2f}"]
-        table.add_row(row["name"], _range(row["seconds"]), *against, *above, *checked, f"{row['surprise']:+.1f}")
-    return table
+        shown.add_row(row["name"], ranged(row["seconds"]), *against, *above, *checked, f"{row['surprise']:+.1f}")
+    return shown
 
 
-def _floor(found: dict[str, Any]) -> Table:
+def floors(found: dict[str, Any]) -> Table:
+    """Show what the floor consists of."""
     best, step, needed, whole = found["best"], found["step"], found["floor"], found["whole"]
     title = f"the floor, at {best / 1e9:.1f} GFLOP/s; the products of a step reach {step / 1e9:.1f}"
-    table = _table(title, "", "GFLOP", "s", "whole: GFLOP", "s")
+    shown = table(title, "", "GFLOP", "s", "whole: GFLOP", "s")
     sums = {"together": (sum(needed.values()), sum(whole.values()))}
     for name, counts in ({name: (needed[name], whole[name]) for name in needed} | sums).items():
-        table.add_row(name, *[text for count in counts for text in (f"{count / 1e9:.1f}", f"{count / best:.3f}")])
-    return table
+        shown.add_row(name, *[text for count in counts for text in (f"{count / 1e9:.1f}", f"{count / best:.3f}")])
+    return shown
 
 
-def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(first, no_wrap=True)
+def table(title: str, first: str, *others: str) -> Table:
+    """Begin a table: a column of names, then columns of figures."""
+    shown = Table(title=title, title_justify="left")
+    shown.add_column(first, no_wrap=True)
     for column in others:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
+        shown.add_column(column, justify="right", no_wrap=True)
+    return shown
 
 
-def _range(value: Spread) -> str:
+def ranged(value: Spread) -> str:
+    """Write a median with its range."""
     return f"{value.median:.2f} ({value.low:.2f}-{value.high:.2f})"

@@ -136,9 +136,9 @@ def prompts(encoded: dict[str, Tensor]) -> Prompts:
     return Prompts(rows[0][:shared], [row[shared:] for row in rows])
 
 
-def scene(name: str, *, dtype: torch.dtype, device: torch.device, folder: Path) -> Scene:
+def scene(name: str, *, dtype: torch.dtype, device: torch.device, folder: Path, asked: Asked | None = None) -> Scene:
     """Make the scene of a size, the same every time; the folder takes the files of its processor."""
-    asked, config = ASKED[name], SIZES[name].config()
+    asked, config = asked or ASKED[name], SIZES[name].config()
     drawn = random.Random(0)
     write_processor(folder, config)
 

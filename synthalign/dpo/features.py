@@ -12,7 +12,8 @@ from torch import Tensor
 from synthalign.dpo.batch import PreferenceBatch
 from synthalign.dpo.families import trains_encoder
 from synthalign.vlm.families import base_of, image_token_of, takes_features
-from synthalign.vlm.features import EncodedImage, EncodedImages, encode_images, joins
+from synthalign.vlm.features import EncodedImages, encode_images, joins
+from synthalign.vlm.kept import KeptFeatures, numbers_of
 
 
 class Features(Protocol):
@@ -33,37 +34,14 @@ class Pixels(NamedTuple):
         return {key: value[torch.as_tensor(order, device=value.device)] for key, value in self.images.items()}
 
 
-class KeptFeatures:
-    """Features of images seen before, in the CPU's memory: worth it while tower and projector are frozen.
-
-    Args:
-        limit_gib: Memory that they may take, GiB; a batch with an image beyond it is encoded whole every time.
-    """
-
-    def __init__(self, limit_gib: float) -> None:
-        self.room = int(limit_gib * 2**30)
-        self.known: dict[str, EncodedImage] = {}
-
-    def get(self, image_id: str, device: torch.device) -> EncodedImage | None:
-        """Return an image's features on a device, if they are known."""
-        known = self.known.get(image_id)
-        return None if known is None else _map(known, lambda one: one.to(device, non_blocking=True))
-
-    def keep(self, image_id: str, encoded: EncodedImage) -> None:
-        """Keep an image's features if there is room."""
-        size = sum(one.numel() * one.element_size() for one in (encoded.tokens, *encoded.deep))
-        if image_id not in self.known and size <= self.room:
-            self.room -= size
-            self.known[image_id] = _map(encoded, lambda one: one.detach().to("cpu", copy=True))
-
-
 def image_features(network: Any, batch: PreferenceBatch, kept: KeptFeatures | None = None) -> Features:  # noqa: ANN401
     """Encode the G images of a batch, without gradient unless tower or projector are trained.
 
     Args:
         network: The model, PEFT's wrapper included.
         batch: The pairs, their images on the model's device.
-        kept: Features of earlier batches; looked up, and added to.
+        kept: Features of earlier batches; looked up, and added to. A batch with an image that is not there is encoded
+            whole.
 
     Raises:
         ValueError: A prompt has another number of places than its image fills.
@@ -73,16 +51,18 @@ def image_features(network: Any, batch: PreferenceBatch, kept: KeptFeatures | No
     if not takes_features(network):
         return Pixels(images)
     trained = trains_encoder(network)
+    names, numbers = [f"pair {image_id}" for image_id in batch.image_ids], numbers_of(network)
     if kept is not None and not trained:
         device = next(iter(images.values())).device
-        known = [kept.get(image_id, device) for image_id in batch.image_ids]
+        known = [kept.get(name, numbers) for name in names]
         if all(one is not None for one in known):
-            return EncodedImages([one for one in known if one is not None], joins(base_of(network)))
+            images_known = [one.encoded.to(device) for one in known if one is not None]
+            return EncodedImages(images_known, joins(base_of(network)))
     with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
         encoded = encode_images(network, images, _places(network, batch))
     if kept is not None and not trained:
-        for image_id, one in zip(batch.image_ids, encoded.images, strict=True):
-            kept.keep(image_id, one)
+        for name, one in zip(names, encoded.images, strict=True):
+            kept.keep(name, numbers, one)
     return encoded
 
 
@@ -91,7 +71,3 @@ def _places(network: Any, batch: PreferenceBatch) -> list[int]:  # noqa: ANN401
     token = image_token_of(network)
     first = {place: pair for pair, place in reversed(list(enumerate(batch.image_of)))}
     return [int((batch.prompts[first[place]]["input_ids"] == token).sum()) for place in range(len(batch.image_ids))]
-
-
-def _map(encoded: EncodedImage, change: Any) -> EncodedImage:  # noqa: ANN401
-    return EncodedImage(change(encoded.tokens), tuple(change(one) for one in encoded.deep))

@@ -1,6 +1,7 @@
 """Who asks which questions, and the asking: every distinct question once, all questions of an image together."""
 
 from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 
 from synthalign.tables import open_image
@@ -8,6 +9,9 @@ from synthalign.types import Policy, Question, Reply
 
 QUESTIONS_PER_CALL = 128
 """About how many questions the policy gets at once. It cuts them into batches that fit; a call holds whole images."""
+
+Call = list[Question]
+"""What the policy is asked at once: the questions of whole images, one image after another."""
 
 
 def share(questions: Sequence[Question], rank: int, world_size: int) -> list[list[Question]]:
@@ -29,58 +33,78 @@ def share(questions: Sequence[Question], rank: int, world_size: int) -> list[lis
 
 def distinct(questions: Sequence[Question]) -> int:
     """Return how many distinct (image, text) pairs there are among the questions: what a policy is really asked."""
-    return len({(question.image, question.text) for question in questions})
+    return len(_pairs(questions))
 
 
 def ask(
     policy: Policy,
-    images: Sequence[Sequence[Question]],
+    questions: Sequence[Question],
     *,
     max_new_tokens: int,
+    rank: int = 0,
+    world_size: int = 1,
+    lockstep: bool = False,
     questions_per_call: int = QUESTIONS_PER_CALL,
     progress: Callable[[int], object] = lambda asked: None,
 ) -> tuple[list[Question], list[Reply]]:
-    """Ask a policy a share of the questions; questions with the same image and text share one reply.
+    """Ask a policy a rank's share of the questions; questions with the same image and text share one reply.
 
     Args:
         policy: Answers greedily.
-        images: Questions, image by image, as ``share`` gives them.
+        questions: All questions of an evaluation, on every rank the same.
         max_new_tokens: Length limit of a reply, tokens.
+        rank: Whose share.
+        world_size: How many ranks there are.
+        lockstep: Make on every rank the same number of calls, with the same number of questions in each, as a policy
+            needs whose weights are spread over the ranks. Who has fewer asks some twice, or another's, for nothing.
         questions_per_call: A call is closed before the image that would exceed this many distinct questions.
-        progress: Told after every call how many distinct questions were asked in it.
+        progress: Told after every call how many distinct questions were asked in it, those for nothing left out.
 
     Returns:
-        The questions, image after image, and their replies.
+        The questions of the share, image after image, and their replies.
 
     Raises:
         ValueError: An image cannot be read; or the policy gave more or fewer replies than there were questions.
     """
     asked: list[Question] = []
     replies: list[Reply] = []
-    for call in _calls(images, questions_per_call):
-        pairs: dict[tuple[Path, str], None] = {(q.image, q.text): None for questions in call for q in questions}
-        opened = {path: open_image(path) for path in dict.fromkeys(path for path, _ in pairs)}
+    calls = [
+        _calls(share(questions, one, world_size), questions_per_call)
+        for one in (range(world_size) if lockstep else [rank])
+    ]
+    mine = calls[rank if lockstep else 0]
+    for number in range(max(map(len, calls))):
+        together = [_pairs(of_rank[number]) for of_rank in calls if number < len(of_rank)]
+        longest = max(together, key=len)
+        call = mine[number] if number < len(mine) else []
+        pairs = _pairs(call)
+        rows = list(islice(cycle(pairs or longest), len(longest)))
+        opened = {path: open_image(path) for path in dict.fromkeys(path for path, _ in rows)}
         answers = policy.answer(
-            [opened[path] for path, _ in pairs], [text for _, text in pairs], max_new_tokens=max_new_tokens
+            [opened[path] for path, _ in rows], [text for _, text in rows], max_new_tokens=max_new_tokens
         )
-        if len(answers) != len(pairs):
-            raise ValueError(f"{type(policy).__name__}.answer gave {len(answers)} replies to {len(pairs)} questions")
-        known = dict(zip(pairs, answers, strict=True))
-        for questions in call:
-            asked += questions
-            replies += [known[question.image, question.text] for question in questions]
+        if len(answers) != len(rows):
+            raise ValueError(f"{type(policy).__name__}.answer gave {len(answers)} replies to {len(rows)} questions")
+        known = dict(zip(pairs, answers, strict=False))  # what was asked for nothing stands at the end
+        asked += call
+        replies += [known[question.image, question.text] for question in call]
         progress(len(pairs))
     return asked, replies
 
 
-def _calls(images: Sequence[Sequence[Question]], limit: int) -> list[list[Sequence[Question]]]:
-    calls: list[list[Sequence[Question]]] = []
+def _pairs(questions: Sequence[Question]) -> list[tuple[Path, str]]:
+    """What of the questions a policy gets to see, each once."""
+    return list(dict.fromkeys((question.image, question.text) for question in questions))
+
+
+def _calls(images: Sequence[Sequence[Question]], limit: int) -> list[Call]:
+    calls: list[Call] = []
     room = 0
     for questions in images:
         size = distinct(questions)
         if not calls or size > room:
             calls.append([])
             room = limit
-        calls[-1].append(questions)
+        calls[-1] += questions
         room -= size
     return calls

@@ -18,6 +18,9 @@ from synthalign.types import Eval
 Metrics = dict[str, float]
 """Keys with the evaluation's name in front, such as ``pope/random/accuracy``."""
 
+ARROWS = {"high": " ↑", "low": " ↓", None: ""}
+"""Put after a metric's name: which way is better."""
+
 
 class Results(NamedTuple):
     """What stands in results.json."""
@@ -33,6 +36,15 @@ class Results(NamedTuple):
 
     history: list[dict[str, Any]]
     """Of a fit: ``epoch`` (completed ones), ``step``, ``samples`` (a folder) and ``metrics`` of every evaluation."""
+
+    policy: str | None = None
+    """Whose figures these are: the base model's folder or id, as the run was given it; None where nobody said."""
+
+    adapter: str | None = None
+    """What was laid over it before the run began."""
+
+    seed: int | None = None
+    """Of the run."""
 
 
 def write_results(path: Path, results: Results, evals: Sequence[Eval]) -> None:
@@ -77,27 +89,61 @@ def comparison(evals: Sequence[Eval], results: Results) -> Table:
     """Set the headline metrics side by side: metric, before, after, change, and on how many questions they stand.
 
     An arrow says which way is better; a change is green the better way and red the other. Changes of percentages are
-    in percentage points. Without a ``before`` there is one column of values.
+    in percentage points. Without a ``before`` there is one column of values. A metric with bounds, such as
+    ``score_low`` and ``score_high``, has its interval under it. Below the table stands what the figures depend on.
     """
-    table = Table(title="Evaluations", caption="↑ higher is better   ↓ lower is better", title_justify="left")
-    table.add_column("metric", no_wrap=True)
+    said = Text("↑ higher is better   ↓ lower is better")
+    table = Table(title="Evaluations", caption=said, title_justify="left", caption_justify="left")
+    table.add_column("metric", overflow="fold")  # in a narrow terminal names give way, and no figure is cut off
     for title in ("value", "n") if results.before is None else ("before", "after", "change", "n"):
         table.add_column(title, justify="right", no_wrap=True)
     for evaluation in evals:
         after = _own(evaluation, results.after)
         before = None if results.before is None else _own(evaluation, results.before)
         for key, legend in headlines(evaluation, after):
-            arrow = {"high": " ↑", "low": " ↓", None: ""}[legend.better]
-            cells: list[Text | str] = [f"{evaluation.name}/{key}{arrow}"]
+            if is_bound(key, after):
+                continue
+            cells = [Text(f"{evaluation.name}/{key}{ARROWS[legend.better]}")]
             if before is not None:
-                cells.append(_shown(before.get(key), key, legend))
-            cells.append(_shown(after[key], key, legend))
+                cells.append(_bounded(before, key, legend))
+            cells.append(_bounded(after, key, legend))
             if before is not None:
                 cells.append(_change(before.get(key), after[key], key, legend))
             n = count_of(key, after)
             table.add_row(*cells, "" if n is None else f"{n:.0f}")
         table.add_section()
+        if about := caption(evaluation):
+            said.append(f"\n{evaluation.name}: {about}")
     return table
+
+
+def caption(evaluation: Eval) -> str:
+    """Say in one line what an evaluation's figures depend on besides the model."""
+    return "; ".join(f"{name}: {value}" for name, value in evaluation.about().items())
+
+
+def shown(value: float | None, key: str, legend: Legend, sign: str = "") -> str:
+    """Write a metric as a reader wants it: counts whole, shares as percentages, a change (with a sign) in points."""
+    if value is None:
+        return "-"
+    if legend.percent:
+        return f"{100 * value:{sign}.1f}" + (" pp" if sign else " %")
+    name = key.rpartition("/")[2]
+    return f"{value:{sign}.0f}" if name == "n" or name.startswith("n_") else f"{value:{sign}.3f}"
+
+
+def interval(key: str, metrics: Metrics, legend: Legend) -> str:
+    """Write the bounds of a metric, such as ``[1.68, 2.49]``; nothing where it has none."""
+    low, high = metrics.get(f"{key}_low"), metrics.get(f"{key}_high")
+    if low is None or high is None:
+        return ""
+    return f"[{100 * low:.1f}, {100 * high:.1f}]" if legend.percent else f"[{low:.2f}, {high:.2f}]"
+
+
+def is_bound(key: str, metrics: Metrics) -> bool:
+    """Whether a metric is a bound of another, and is shown with it."""
+    base = key.removesuffix("_low").removesuffix("_high")
+    return base != key and {base, f"{base}_low", f"{base}_high"} <= metrics.keys()
 
 
 def _own(evaluation: Eval, metrics: Metrics) -> Metrics:
@@ -105,20 +151,16 @@ def _own(evaluation: Eval, metrics: Metrics) -> Metrics:
     return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
 
 
-def _shown(value: float | None, key: str, legend: Legend, sign: str = "") -> str:
-    if value is None:
-        return "-"
-    if legend.percent:
-        return f"{100 * value:{sign}.1f}" + (" pp" if sign else " %")
-    if key.rpartition("/")[2].startswith("n_"):
-        return f"{value:{sign}.0f}"
-    return f"{value:{sign}.3f}"
+def _bounded(metrics: Metrics, key: str, legend: Legend) -> Text:
+    text = Text(shown(metrics.get(key), key, legend))
+    bounds = interval(key, metrics, legend)
+    return text.append(f"\n{bounds}", style="dim") if bounds else text
 
 
 def _change(before: float | None, after: float, key: str, legend: Legend) -> Text:
     if before is None:
         return Text("-")
-    text = _shown(after - before, key, legend, sign="+")
+    text = shown(after - before, key, legend, sign="+")
     if legend.better is None or after == before:
         return Text(text)
     return Text(text, style="green" if (after > before) == (legend.better == "high") else "red")

@@ -1,12 +1,5 @@
 // The summary: what became of the questions, histograms, responders.
 
-function svg(tag, attributes, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
-
 /** Widths of 1, 2 or 5 times a power of ten, about so many between two numbers. */
 function binsOf(low, high, about) {
   if (low === high) { low -= 0.5; high += 0.5; }

@@ -1,4 +1,8 @@
-// The tools: which rows are shown, and in which order.
+// The tools of the gallery: which questions are shown, and in which order.
+
+const kind = (row) => (row.pending ? "pending" : row.reason === null ? "pairs" : "dropped");
+const NOUN = "questions";
+const FILTERS = ["search", "outcome", "category", "responder"];
 
 const option = (value, text) => el("option", { value }, text);
 const group = (label, options) => (options.length ? el("optgroup", { label }, options) : null);
@@ -61,44 +65,31 @@ const orders = {
   "shorter": (row) => (row.words.length > 1 ? row.words[1] - row.words[0] : -Infinity),
 };
 
-const searched = []; // by row, in small letters
-function textOf(row) {
-  if (searched[row.number] === undefined) {
-    const more = read(`r${row.number}`);
-    searched[row.number] = [row.id, more.prompt, more.question, ...more.candidates.map((one) => one.text)].join("\n").toLowerCase();
-  }
-  return searched[row.number];
+const searchable = (row) => {
+  const more = read(`r${row.number}`);
+  return [row.id, more.prompt, more.question, ...more.candidates.map((one) => one.text)];
+};
+
+function fitting() {
+  const category = find("category").value;
+  const outcome = testOf(find("outcome").value), responder = testOf(find("responder").value);
+  return rows.filter((row) => outcome(row) && responder(row) && (category === "" || row.category === +category));
 }
 
-let shown = rows, turn = 0;
-
-/** Show the rows that fit the tools. A search goes through them in slices, so that the page stays awake. */
-async function choose(keep) {
-  const own = ++turn;
-  const category = find("category").value, words = find("search").value.trim().toLowerCase();
-  const outcome = testOf(find("outcome").value), responder = testOf(find("responder").value);
-  let fitting = rows.filter((row) => outcome(row) && responder(row) && (category === "" || row.category === +category));
-  if (words) {
-    find("count").textContent = "searching…";
-    await complete;
-    const found = [];
-    for (let start = 0; start < fitting.length; start += 400) {
-      found.push(...fitting.slice(start, start + 400).filter((row) => textOf(row).includes(words)));
-      if (start % 2000 === 0) await new Promise((resume) => setTimeout(resume));
-      if (own !== turn) return; // something else is asked for by now
-    }
-    fitting = found;
-  }
+function sorted(some) {
   const order = find("sort").value;
-  if (order === "id") fitting = [...fitting].sort((a, b) => collator.compare(a.id, b.id));
-  else if (orders[order]) {
-    const keyed = fitting.map((row) => [orders[order](row), row]);
-    fitting = keyed.sort((a, b) => b[0] - a[0] || a[1].number - b[1].number).map(([, row]) => row);
-  }
-  shown = fitting;
-  find("count").textContent = shown.length === rows.length ? `${count(rows.length)} questions` : `${count(shown.length)} of ${count(rows.length)}`;
-  find("rows-shown").style.height = `${shown.length * ROW}px`;
-  if (!keep && shown.length) select(shown[0], { quiet: true });
-  paintRows();
-  steps();
+  if (order === "id") return [...some].sort((a, b) => collator.compare(a.id, b.id));
+  if (!orders[order]) return some;
+  const keyed = some.map((row) => [orders[order](row), row]);
+  return keyed.sort((a, b) => b[0] - a[0] || a[1].number - b[1].number).map(([, row]) => row);
+}
+
+function pictureOf(row) {
+  const picture = read(`i${row.picture}`);
+  return picture && (picture.best === null ? null : picture.candidates[picture.best].image);
+}
+
+function lineOf(row) {
+  const right = row.pending || (row.reason !== null ? names.reasons[row.reason] : row.margin === null ? "pair" : `+${digits(row.margin)}`);
+  return { mark: right, markClass: kind(row), text: row.question || "(no question yet)" };
 }

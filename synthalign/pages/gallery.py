@@ -4,16 +4,14 @@ The page holds an index of all rows, which it filters and sorts, and after it a 
 each picture, which it reads when they come into view. Both go to the disk as they are read.
 """
 
-import os
 import re
-import secrets
 import shutil
 import sqlite3
 import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import yaml
 from tqdm import tqdm
@@ -21,7 +19,8 @@ from tqdm import tqdm
 from synthalign.pages.joined import Joined, Question
 from synthalign.pages.landings import TABLE_SUFFIX, Chain, Landing, find, halvings, num_rows
 from synthalign.pages.markup import block, csp_hash, data, fill, own, text
-from synthalign.pages.pictures import Budget, written
+from synthalign.pages.pictures import Budget, page_of, written
+from synthalign.pages.written import Written, whole
 
 FIELDS = (
     *("id", "picture", "question", "category", "reason", "pending", "margin", "words", "chosen", "rejected"),
@@ -29,21 +28,15 @@ FIELDS = (
 )
 """Of a row of the index. Responders, reasons and categories are numbers of names; words are those of both sides."""
 
-SCRIPTS = ("page.js", "charts.js", "choice.js", "list.js", "detail.js", "moves.js")
+SCRIPTS = ("page.js", "charts.js", "choice.js", "list.js", "words.js", "detail.js", "moves.js")
 """Of the page, one after the other."""
+
+STYLES = ("page.css", "gallery.css")
 
 MAX_CATEGORIES = 200
 """Ids that name more kinds than this name no kinds."""
 
 MB = 1_000_000
-
-
-class Written(NamedTuple):
-    """What came of it: the file, what it shows in one line, and what else its reader must know."""
-
-    path: Path
-    headline: str
-    notes: list[str]
 
 
 def write(run: Path, out: Path | None = None, *, max_mb: float = 100.0) -> Written:
@@ -61,18 +54,12 @@ def write(run: Path, out: Path | None = None, *, max_mb: float = 100.0) -> Writt
     chain = find(run)
     out = out or (run / "gallery.html" if run.is_dir() else run.with_suffix(".html"))
     left_out = run / "dropped.jsonl" if run.is_dir() else None
-    part = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".gallery-") as folder:
-            page = _Page(chain, Path(folder), max_mb * MB)
-            page.write(part, _title(run), left_out)
-        os.replace(part, out)
-    except (OSError, sqlite3.OperationalError) as error:
-        raise RuntimeError(f"{out} cannot be written ({error}): make room, or name another place with --out") from error
-    finally:
-        if part.is_file():
-            part.unlink()
+    with (
+        whole(out, sqlite3.OperationalError) as part,
+        tempfile.TemporaryDirectory(dir=out.parent, prefix=".gallery-") as folder,
+    ):
+        page = _Page(chain, Path(folder), max_mb * MB)
+        page.write(part, _title(run), left_out)
     return Written(out, page.headline(), page.notes())
 
 
@@ -99,7 +86,7 @@ class _Page:
             self._pictures(joined)
         finally:
             joined.close()
-        style, script = own("gallery.css"), "".join(map(own, SCRIPTS))
+        style, script = "".join(map(own, STYLES)), "".join(map(own, SCRIPTS))
         parts: dict[str, str | Callable[[IO[str]], object]] = {
             "policy": text(
                 f"default-src 'none'; img-src data:; style-src {csp_hash(style)}; script-src {csp_hash(script)}"
@@ -140,9 +127,9 @@ class _Page:
         """Write the pictures' data, in what room the texts leave, and the index of their scores."""
         taken = sum((self.folder / name).stat().st_size for name in ("index", "data"))
         # The page itself, and what the index of the pictures will take.
-        taken += sum(len(own(name)) for name in ("gallery.html", "gallery.css", *SCRIPTS))
+        taken += sum(len(own(name)) for name in ("gallery.html", *STYLES, *SCRIPTS))
         taken += 64 * joined.num_pictures + 20_000
-        budget = Budget(self.max_bytes - taken, joined.num_pictures, joined.sample())
+        budget = Budget(self.max_bytes - taken, joined.num_pictures, joined.sample(), page_of)
         if (least := taken + budget.least) > self.max_bytes:
             raise ValueError(
                 f"{self.outcomes.total()} questions take {least / MB:.1f} MB without any image: raise --max-mb "

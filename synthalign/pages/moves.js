@@ -19,7 +19,7 @@ function follow() {
   const row = id && rows.find((one) => one.id === id);
   if (!row) return;
   if (!shown.includes(row)) {
-    for (const tool of ["search", "outcome", "category", "responder"]) find(tool).value = "";
+    for (const tool of FILTERS) find(tool).value = "";
     choose(true);
   }
   select(row, { open: true, quiet: true });

@@ -12,7 +12,6 @@ const rows = read("rows").map((values, number) => {
   names.fields.forEach((field, n) => { row[field] = values[n]; });
   return row;
 });
-const kind = (row) => (row.pending ? "pending" : row.reason === null ? "pairs" : "dropped");
 
 /** Make an element; children are elements or texts. */
 function el(tag, attributes = {}, ...children) {
@@ -26,3 +25,10 @@ function el(tag, attributes = {}, ...children) {
 }
 const count = (number) => number.toLocaleString("en");
 const digits = (number) => (number === null || number === undefined ? "–" : String(+number.toPrecision(4)));
+
+function svg(tag, attributes, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}

@@ -4,11 +4,10 @@ import base64
 import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import islice
-from typing import Any, NamedTuple
+from itertools import islice, repeat
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from PIL import Image
 
@@ -43,23 +42,24 @@ TINY = 64
 AT_ONCE = 16
 """Pictures that are in memory together, drawn images and all."""
 
+T = TypeVar("T")
 
-class Budget:
+
+class Budget(Generic[T]):
     """Chooses the sizes so that all pictures together stay within a number of bytes.
 
     Args:
         room: Bytes for all pictures.
         count: How many there will be.
         sample: Some of them.
+        page: Writes what the page holds of a picture of some size.
     """
 
-    def __init__(self, room: float, count: int, sample: Sequence[Picture]) -> None:
-        self.room, self.left = room, count
+    def __init__(self, room: float, count: int, sample: Sequence[T], page: Callable[[T, Size], str]) -> None:
+        self.room, self.left, self.page = room, count, page
         self.used: Counter[Size] = Counter()
         with _pool() as pool:
-            self.costs = [
-                sum(map(len, pool.map(partial(_page, size=size), sample))) / max(len(sample), 1) for size in SIZES
-            ]
+            self.costs = [sum(map(len, pool.map(page, sample, repeat(size)))) / max(len(sample), 1) for size in SIZES]
         self.level = 0
         self._step_down()
 
@@ -104,19 +104,20 @@ def _shown(size: Size) -> str:
     return f"have {size.best} px instead of {SIZES[0].best}, {others}"
 
 
-def written(pictures: Iterable[Picture], budget: Budget) -> Iterator[tuple[Picture, str]]:
+def written(pictures: Iterable[T], budget: Budget[T]) -> Iterator[tuple[T, str]]:
     """Give each picture, and what the page holds of it as JSON, as large as the budget allows."""
     rest = iter(pictures)
     with _pool() as pool:
         while some := list(islice(rest, AT_ONCE)):
-            made = list(pool.map(partial(_page, size=budget.size), some))
+            made = list(pool.map(budget.page, some, repeat(budget.size)))
             while not budget.fits(sum(map(len, made))):
-                made = list(pool.map(partial(_page, size=budget.size), some))
+                made = list(pool.map(budget.page, some, repeat(budget.size)))
             budget.take(len(some), sum(map(len, made)))
             yield from zip(some, made, strict=True)
 
 
-def _page(picture: Picture, size: Size) -> str:
+def page_of(picture: Picture, size: Size) -> str:
+    """Write what the gallery holds of a picture."""
     return data(small(picture, size))
 
 

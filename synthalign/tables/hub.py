@@ -1,6 +1,7 @@
 """Datasets of the Hugging Face hub: loaded by name, and pushed."""
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,32 @@ def hub_table(name: str) -> Any:  # noqa: ANN401 - a Dataset, whose library ship
             f"no pairs at {name}: there is no such file or folder, and as a dataset of the hub it cannot be loaded "
             f"({gist(error)})"
         ) from None
+
+
+def hub_folder(name: str, patterns: Sequence[str]) -> Path:
+    """Bring files of a dataset on the hub here; they are downloaded once, and found without the hub then.
+
+    Args:
+        name: ``owner/name`` or ``owner/name@revision``.
+        patterns: Which files, as shell patterns over their paths.
+
+    Returns:
+        The folder they lie in, under their paths.
+
+    Raises:
+        ValueError: There is no such dataset, or the hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    match = NAME.fullmatch(name)
+    assert match is not None
+    try:
+        folder = snapshot_download(match[1], repo_type="dataset", revision=match[2], allow_patterns=list(patterns))
+    except Exception as error:  # whatever the hub, the network or the disk says
+        raise ValueError(
+            f"{name}: there is no such file or folder, and as a dataset of the hub it cannot be loaded ({gist(error)})"
+        ) from None
+    return Path(folder)
 
 
 def check_repo(repo: str) -> str:

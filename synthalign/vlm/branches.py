@@ -16,6 +16,7 @@ from synthalign.vlm.cache import Place, SharedCache, stems_of
 from synthalign.vlm.chat import Chat
 from synthalign.vlm.families import base_of, decoder_of
 from synthalign.vlm.features import EncodedImage, EncodedImages, encode_images, joins
+from synthalign.vlm.kept import Kept, KeptFeatures, content, numbers_of, outline
 from synthalign.vlm.plain import to_model
 from synthalign.vlm.prompts import Asked, Prompt, encode_prompts
 
@@ -36,6 +37,7 @@ class Branches:
         chat: Its chat.
         images: n images.
         questions: n questions about them.
+        kept: Features of images seen before; looked up, and added to.
     """
 
     def __init__(
@@ -44,13 +46,16 @@ class Branches:
         chat: Chat,
         images: Sequence[Image.Image],
         questions: Sequence[str],
+        kept: KeptFeatures | None = None,
     ) -> None:
         self.network, self.chat = network, chat
         self.images, self.questions = images, questions
+        self.kept, self._numbers = kept, numbers_of(network)
         self.about: dict[int, dict[str, None]] = {}  # by image object: the distinct questions about it
         for image, question in zip(images, questions, strict=True):
             self.about.setdefault(id(image), {})[question] = None
         self._asked: dict[int, Asked] = {}
+        self._contents: dict[int, str] = {}  # of the images asked about, where features are kept
         self._encoded: dict[int, EncodedImage] = {}
         self._stems: dict[tuple[int, tuple[int, ...]], tuple[Place, Tensor]] = {}
 
@@ -71,8 +76,19 @@ class Branches:
         self._asked = {key: one for key, one in self._asked.items() if key in wanted}
         for key, image in wanted.items():
             if key not in self._asked:
-                self._asked[key] = encode_prompts(self.network, self.chat, image, list(self.about[key]))
+                seen = self._seen(image)
+                questions, processed = list(self.about[key]), None if seen is None else seen.outline
+                self._asked[key] = encode_prompts(self.network, self.chat, image, questions, processed)
+                if seen is not None:
+                    self._encoded[key] = seen.encoded.to(self.network.device)
         return [self._asked[id(self.images[row])].prompts[self.questions[row]] for row in rows]
+
+    def _seen(self, image: Image.Image) -> Kept | None:
+        """Return what is kept of an image from earlier calls."""
+        if self.kept is None:
+            return None
+        self._contents[id(image)] = content(image)
+        return self.kept.get(self._contents[id(image)], self._numbers)
 
     def start(self, rows: Sequence[int]) -> Started:
         """Read the prompts of N rows, each distinct one once."""
@@ -160,6 +176,21 @@ class Branches:
             places = [self._asked[image].places for image in some]
             encoded = encode_images(self.network, to_model(self.network, joined), places)
             self._encoded |= dict(zip(some, encoded.images, strict=True))
+            if self.kept is not None:
+                for image, one in zip(some, encoded.images, strict=True):
+                    self.kept.keep(self._contents[image], self._numbers, one, self._outline(self._asked[image]))
+
+    def _outline(self, asked: Asked) -> Any:  # noqa: ANN401
+        """Return what stands for an image when prompts about it are encoded again; None where only itself does."""
+        if asked.processed is None:
+            return None
+        drawn = type(asked.processed)({key: outline(value) for key, value in asked.processed.items()})
+        question, prompt = next(iter(asked.prompts.items()))
+        again = encode_prompts(self.network, self.chat, asked.image, [question], drawn).prompts[question]
+        same = again.tokens.keys() == prompt.tokens.keys() and all(
+            torch.equal(again.tokens[key], value) for key, value in prompt.tokens.items()
+        )
+        return drawn if same and torch.equal(again.positions, prompt.positions) else None
 
 
 def forward(network: Any, cache: SharedCache, ids: Tensor, positions: Tensor, present: Tensor) -> Tensor:  # noqa: ANN401

@@ -114,15 +114,20 @@ class Chat:
         return sorted(yes - shared), sorted(no - shared)
 
     @contextmanager
-    def each_image_once(self) -> Iterator[None]:
-        """Meanwhile, process an image that comes in several calls of ``inputs``, as the same object, once."""
+    def each_image_once(self) -> Iterator[dict[int, tuple[Image.Image, Any]]]:
+        """Meanwhile, process an image that comes in several calls of ``inputs``, as the same object, once.
+
+        Yields:
+            By its id, each image and what the image processor gave for it; what is put there is not processed.
+        """
         real = getattr(self.processor, "image_processor", None)
         if real is None:
-            yield
+            yield {}
             return
-        self.processor.image_processor = _ImageMemory(real)
+        memory = _ImageMemory(real)
+        self.processor.image_processor = memory
         try:
-            yield
+            yield memory.known
         finally:
             self.processor.image_processor = real
 
@@ -193,7 +198,7 @@ class _ImageMemory:
 
     def __init__(self, real: Any) -> None:  # noqa: ANN401 - every family has its own
         self.real = real
-        self.known: dict[int, tuple[Any, dict[str, Any]]] = {}  # by id: the image, kept so that its id stays its own
+        self.known: dict[int, tuple[Any, Any]] = {}  # by id: the image, kept so that its id stays its own
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return getattr(self.real, name)
@@ -203,15 +208,18 @@ class _ImageMemory:
         if any(isinstance(image, list) and len(image) != 1 for image in images):
             return self.real(images, **settings)
         outputs = [self._once(image, settings) for image in images]
+        if len(outputs) == 1:
+            return type(outputs[0])(dict(outputs[0]))
         joined = {key: _join([output[key] for output in outputs]) for key in outputs[0]}
         if any(value is None for value in joined.values()):
             return self.real(images, **settings)
         return type(outputs[0])(joined)
 
     def _once(self, image: Any, settings: dict[str, Any]) -> Any:  # noqa: ANN401
-        key = id(image[0] if isinstance(image, list) else image)
+        one = image[0] if isinstance(image, list) else image
+        key = id(one)
         if key not in self.known:
-            self.known[key] = image, self.real([image], **settings)
+            self.known[key] = one, self.real([image], **settings)
         return self.known[key][1]
 
 

@@ -12,6 +12,9 @@ from torch import Tensor
 LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers that see by position only; any other kind remembers the row itself."""
 
+ADAPTED = {"base_layer", "original_module"}
+"""How PEFT names what it has put an adapter on, or a copy beside."""
+
 
 def base_of(network: Any) -> Any:  # noqa: ANN401
     """Return the Hugging Face model, out of PEFT's wrapper if it is in one."""
@@ -35,6 +38,13 @@ def takes_features(network: Any) -> bool:  # noqa: ANN401
     core = base_of(network).model
     takes = "mm_encoder_outputs" in inspect.signature(core.forward).parameters
     return takes and hasattr(core, "get_image_features")
+
+
+def encoder_stays(network: Any) -> bool:  # noqa: ANN401
+    """Whether vision tower and projector give the same features all along: none of it is trained, no adapter on it."""
+    kept = {id(parameter) for parameter in decoder_of(network).parameters()}
+    outside = [one for one in base_of(network).model.named_parameters() if id(one[1]) not in kept]
+    return not any(parameter.requires_grad or ADAPTED & set(name.split(".")) for name, parameter in outside)
 
 
 def positions(network: Any, ids: Tensor, grids: Tensor | None = None) -> Tensor:  # noqa: ANN401

@@ -18,6 +18,11 @@ class EncodedImage(NamedTuple):
     tokens: Tensor
     deep: tuple[Tensor, ...] = ()
 
+    def to(self, device: torch.device) -> "EncodedImage":
+        """Return the image on a device."""
+        tokens, *deep = (one.to(device, non_blocking=True) for one in (self.tokens, *self.deep))
+        return EncodedImage(tokens, tuple(deep))
+
 
 class EncoderOutput(NamedTuple):
     """What a model's forward reads of its encoder's output."""

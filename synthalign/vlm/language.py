@@ -1,4 +1,4 @@
-"""A local language model without images: it completes prompts, as a writer of prompts does."""
+"""A local language model without images: it completes prompts, as writers of prompts and judges do."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,11 +6,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from synthalign.batching import in_batches
 from synthalign.types import Reply
 from synthalign.vlm.chat import adds_special, prepare, render
-from synthalign.vlm.plain import generate, to_model
+from synthalign.vlm.plain import GREEDY, generate, to_model
 from synthalign.vlm.sampler import KeyedSampler
 from synthalign.weights import DType, Quantization, check_folder, free_cuda, load, load_network, resolve_device
 
@@ -93,6 +94,32 @@ class LLM:
         replies = dict(zip(order, in_batches(order, self.batch_size, work, f"LLM {self.model}"), strict=True))
         return [replies[row] for row in range(len(prompts))]
 
+    def next_logps(self, prompts: Sequence[str], begun: Sequence[str], choices: Sequence[str]) -> Tensor:
+        """Return how likely each choice comes next, where a reply to each prompt has begun.
+
+        A choice is put behind the text before that is cut into tokens, so that a blank between them falls to whichever
+        side the tokenizer wants; of what follows, all choices must differ in exactly one token.
+
+        Args:
+            prompts: n prompts.
+            begun: How the reply to each begins.
+            choices: k texts that may come next, such as `` 0`` to `` 6``.
+
+        Returns:
+            Their log-probabilities, shape (n, k), float32, nats: among all tokens, so each row sums up to less than 1.
+
+        Raises:
+            ValueError: The tokenizer does not tell the choices apart by one token.
+        """
+        rows = [self._forked(self.prompt(one) + start, choices) for one, start in zip(prompts, begun, strict=True)]
+        order = sorted(range(len(rows)), key=lambda row: (len(rows[row][0]), row))
+
+        def work(numbers: Sequence[int]) -> list[Tensor]:
+            return self._forks([rows[number] for number in numbers])
+
+        done = dict(zip(order, in_batches(order, self.batch_size, work, f"LLM {self.model}"), strict=True))
+        return torch.stack([done[row] for row in range(len(rows))]) if rows else torch.empty(0, len(choices))
+
     def prompt(self, text: str) -> str:
         """Render the conversation up to where the model begins to reply."""
         messages = [{"role": "user", "content": text}]
@@ -119,6 +146,39 @@ class LLM:
         )
         spoken = self.tokenizer.batch_decode(said.tokens, skip_special_tokens=True)
         return [Reply(text.strip(), cut) for text, cut in zip(spoken, said.truncated, strict=True)]
+
+    def _forked(self, text: str, choices: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Return the tokens up to where the choices part, and the one token of each."""
+        special = adds_special(self.tokenizer, text)
+        whole = [self.tokenizer(text + choice, add_special_tokens=special).input_ids for choice in choices]
+        stem, ends = list(whole[0][:-1]), [ids[-1] for ids in whole]
+        if any(list(ids[:-1]) != stem for ids in whole) or len(set(ends)) < len(choices):
+            listed = ", ".join(map(repr, choices))
+            raise ValueError(f"model {self.model!r} does not tell {listed} apart by one token: take another model")
+        return stem, ends
+
+    @torch.no_grad()
+    def _forks(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[Tensor]:
+        longest = max(len(stem) for stem, _ in rows)
+        ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, (stem, _) in enumerate(rows):
+            ids[row, longest - len(stem) :] = torch.tensor(stem)
+            mask[row, longest - len(stem) :] = 1
+        # By generate, since it knows where each family's positions begin behind padding; raw, before any processor.
+        out = self.network.generate(
+            **to_model(self.network, {"input_ids": ids, "attention_mask": mask}),
+            **GREEDY,
+            max_new_tokens=1,
+            pad_token_id=self.tokenizer.pad_token_id,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        logps = out.logits[0].float().log_softmax(-1)
+        chosen = logps.gather(-1, torch.tensor([ends for _, ends in rows], device=logps.device))
+        if bool(chosen.isnan().any()):
+            raise FloatingPointError("the model's logits are no finite numbers: take bfloat16 or float32 as its dtype")
+        return list(chosen.cpu())
 
     def _sampler(self, seeds: Sequence[int]) -> KeyedSampler:
         return KeyedSampler(seeds, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)

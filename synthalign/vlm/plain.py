@@ -1,8 +1,10 @@
 """Generation as transformers does it, one cache of its own for every row: what any model can do."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -24,17 +26,39 @@ def generate(
     *,
     max_new_tokens: int,
     pad_token_id: int,
+    synced: bool = False,
 ) -> Said:
-    """Continue n prompts, padded on the left, greedily but for what the processors rule out."""
-    out = model.generate(
-        **inputs,
-        **GREEDY,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=pad_token_id,
-        logits_processor=LogitsProcessorList([one for one in processors if one is not None]),
-    )
+    """Continue n prompts, padded on the left, greedily but for what the processors rule out.
+
+    Where ``synced``, rows that have ended wait for those of other ranks.
+    """
+    with gathering(model) if synced else nullcontext():
+        out = model.generate(
+            **inputs,
+            **GREEDY,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad_token_id,
+            logits_processor=LogitsProcessorList([one for one in processors if one is not None]),
+            synced_gpus=synced,
+        )
     new = out[:, inputs["input_ids"].shape[1] :].tolist()
     return said(new, model.generation_config.eos_token_id)
+
+
+@contextmanager
+def gathering(model: Any) -> Iterator[None]:  # noqa: ANN401
+    """Let a sharded model gather its own weights for ``generate``: PEFT's wrapper hands that past its forward."""
+    from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    assert isinstance(model, torch.nn.Module)
+    register_fsdp_forward_method(model, "generate")
+    try:
+        yield
+    finally:
+        del model.__dict__["generate"]
 
 
 def said(rows: Sequence[list[int]], stops: int | list[int] | None) -> Said:

@@ -39,18 +39,28 @@ class Asked(NamedTuple):
     pixels: dict[str, Tensor]  # what the model takes for the image
     places: int  # tokens that the image fills in a prompt
     prompts: dict[str, Prompt]  # by question
+    processed: Any = None  # what the image processor gave; None where the model has none
 
 
-def encode_prompts(network: Any, chat: Chat, image: Image.Image, questions: Sequence[str]) -> Asked:  # noqa: ANN401
-    """Encode the distinct questions about an image, which is processed once."""
+def encode_prompts(
+    network: Any,  # noqa: ANN401
+    chat: Chat,
+    image: Image.Image,
+    questions: Sequence[str],
+    processed: Any = None,  # noqa: ANN401
+) -> Asked:
+    """Encode the distinct questions about an image, which is processed once, or not at all where that is given."""
     tokens: dict[str, dict[str, Tensor]] = {}
     pixels: dict[str, Tensor] = {}
-    with chat.each_image_once():
+    with chat.each_image_once() as known:
+        if processed is not None:
+            known[id(image)] = image, processed
         for question in questions:
             encoded = chat.inputs([image], [question])
             of_tokens = per_token(encoded)
             pixels = {key: value for key, value in encoded.items() if key not in of_tokens}
             tokens[question] = {key: value[0] for key, value in of_tokens.items() if key != "attention_mask"}
+        _, processed = known.get(id(image), (image, None))
     grids = pixels.get("image_grid_thw")
     stem = _stem(network, list(tokens.values()))
     prompts = {}
@@ -58,7 +68,7 @@ def encode_prompts(network: Any, chat: Chat, image: Image.Image, questions: Sequ
         ids = one["input_ids"]
         places = positions(network, torch.cat([ids, ids.new_zeros(1)]), grids)
         prompts[question] = Prompt(one, places, stem or len(ids))
-    return Asked(image, pixels, int((ids == image_token_of(network)).sum()), prompts)
+    return Asked(image, pixels, int((ids == image_token_of(network)).sum()), prompts, processed)
 
 
 def per_token(encoded: dict[str, Tensor]) -> dict[str, Tensor]:

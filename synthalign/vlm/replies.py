@@ -1,6 +1,6 @@
 """Many questions about many images become replies."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from synthalign.batching import in_batches
+from synthalign.batching import in_batches, is_out_of_memory
 from synthalign.types import Reply
 from synthalign.vlm.branches import Branches
 from synthalign.vlm.chat import Chat
 from synthalign.vlm.choice import Choice
 from synthalign.vlm.decode import decode
+from synthalign.vlm.families import encoder_stays, takes_features
+from synthalign.vlm.kept import KeptFeatures
 from synthalign.vlm.plain import Said, generate, to_model
 from synthalign.vlm.sampler import KeyedSampler, YesMargin
 from synthalign.vlm.tried import shares, warn, window_of
@@ -30,6 +32,8 @@ def reply(
     max_new_tokens: int,
     batch_size: int,
     sampler: KeyedSampler | None = None,
+    kept: KeptFeatures | None = None,
+    synced: bool = False,
 ) -> list[Reply]:
     """Let a model in eval mode reply to n questions.
 
@@ -42,29 +46,56 @@ def reply(
         chat: Its chat.
         images: n images.
         questions: n questions.
-        max_new_tokens: Length limit of a reply, tokens.
+        max_new_tokens: Length limit of a reply, tokens. With 1 a prompt is read and nothing behind it: exact where a
+            reply is one token, and then ``truncated`` says no more than that its end was not waited for.
         batch_size: Rows generated at once.
         sampler: Draws the tokens; greedy without.
+        kept: Features of images seen in earlier calls, told by their content; looked up, and added to. Not used while
+            vision tower or projector are trained or have an adapter on them.
+        synced: The weights are spread over the ranks, which all call this with equally many questions: every rank then
+            runs as many forwards as every other. Each row reads its own prompt, and no batch is halved.
 
     Returns:
         n replies, in the order of the questions.
+
+    Raises:
+        RuntimeError: Memory does not suffice for one row, or, ``synced``, for a batch.
     """
     if not questions:
         return []
     images = list(images)  # of a sequence that opens them anew, objects would not stay the same
-    call = _Rows(model, chat, images, questions, max_new_tokens, sampler)
+    call = _Rows(model, chat, images, questions, max_new_tokens, sampler, synced)
     name = f"replies of {chat.model}"
-    if shares(model, chat, images, questions, max_new_tokens=max_new_tokens):
-        branches = Branches(model, chat, images, questions)
+    if synced:  # not even tried: a rank that found otherwise than another would wait for it for ever
+        warn(model, chat, "its weights are sharded")
+    if not synced and shares(model, chat, images, questions, max_new_tokens=max_new_tokens):
+        steady = kept is not None and takes_features(model) and encoder_stays(model)
+        branches = Branches(model, chat, images, questions, kept if steady else None)
         order = branches.order()
         done = in_batches(order, batch_size, partial(call.sharing, branches), name)
     else:
         order = call.plain_order()
         repeated = len({id(image) for image in images}) < len(images)
         with chat.each_image_once() if repeated else nullcontext():
-            done = in_batches(order, batch_size, call.plainly, name)
+            done = (_in_step if synced else in_batches)(order, batch_size, call.plainly, name)
     replies = dict(zip(order, done, strict=True))
     return [replies[row] for row in range(len(questions))]
+
+
+def _in_step(rows: Sequence[int], size: int, work: Callable[[Sequence[int]], list[Reply]], name: str) -> list[Reply]:
+    """Work through rows in batches of one size, whatever happens."""
+    done: list[Reply] = []
+    for start in range(0, len(rows), size):
+        try:
+            done += work(rows[start : start + size])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RuntimeError(
+                f"{name}: out of memory with {size} rows at once, which ranks that share the weights cannot halve: "
+                "set a smaller batch size"
+            ) from error
+    return done
 
 
 @dataclass(frozen=True)
@@ -77,6 +108,7 @@ class _Rows:
     questions: Sequence[str]
     max_new_tokens: int
     sampler: KeyedSampler | None
+    synced: bool
 
     def plain_order(self) -> list[int]:
         """Return the rows with questions alike side by side, so that replies end together."""
@@ -92,6 +124,7 @@ class _Rows:
             [margin, sampler],
             max_new_tokens=self.max_new_tokens,
             pad_token_id=self.chat.tokenizer.pad_token_id,
+            synced=self.synced,
         )
         return self._replies(said, margin)
 

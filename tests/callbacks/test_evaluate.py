@@ -1,29 +1,16 @@
-"""The callback in real runs of a small policy that says whether an image is bright.
-
-Run as a script it is one rank of a run: ``python test_evaluate.py FOLDER DEVICES``.
-"""
+"""The callback in real runs of a small policy that says whether an image is bright."""
 
 import csv
 import json
-import subprocess
-import sys
-from collections import Counter
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from brightness import SHADES, Brightness, evaluations, fit, loader, mmhal, samples, trainer_in, write_files
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
-from PIL import Image
-from torch.utils.data import DataLoader, TensorDataset
 
-from synthalign.callbacks.evaluate import Evaluate, undisturbed
-from synthalign.evals.captions import Captions
-from synthalign.evals.mmhal import MMHal
+from synthalign.callbacks.evaluate import Evaluate
+from synthalign.callbacks.undisturbed import undisturbed
 from synthalign.evals.pope import POPE
-from synthalign.types import Eval, Reply
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),  # eight numbers need none
@@ -31,127 +18,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The number of training batches"),  # metrics of an epoch are what counts here
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),  # a resumed run goes on in it
 ]
-
-SHADES = (20, 60, 90, 120, 160, 200, 240)
-BRIGHT = 130
-
-
-class Brightness(LightningModule):
-    """A policy of two parameters. Its base says yes to everything; the adapter learns which images are bright."""
-
-    has_adapter = True
-
-    def __init__(self, slope: float = 0.0, *, fails_at: int | None = None) -> None:
-        super().__init__()
-        self.base_margin = 1.0
-        self.adapter = torch.nn.Linear(1, 1)
-        torch.nn.init.constant_(self.adapter.weight, slope)
-        torch.nn.init.constant_(self.adapter.bias, 0.0)
-        self.dropout = torch.nn.Dropout(0.5)
-        self.adapter_on = True
-        self.fails_at = fails_at
-        self.losses: list[float] = []
-        self.asked: Counter[tuple[int, str]] = Counter()
-
-    def forward(self, shades):
-        centred = (shades - BRIGHT) / 100
-        return self.base_margin + self.adapter(self.dropout(centred)) * self.adapter_on
-
-    def answer(self, images, questions, *, max_new_tokens):
-        assert not self.training and not self.dropout.training and not torch.is_grad_enabled()
-        torch.rand(3)  # a policy may use random numbers; training must not notice
-        shades = [image.getpixel((0, 0))[0] for image in images]
-        self.asked.update(zip(shades, questions, strict=True))
-        margins = self(torch.tensor(shades, dtype=torch.float32)[:, None])[:, 0].tolist()
-        captions = ["a lamp" if margin > 0 else "a shadow" for margin in margins]
-        return [
-            Reply(caption) if "Describe" in text else Reply("Yes" if margin > 0 else "No", False, margin)
-            for margin, caption, text in zip(margins, captions, questions, strict=True)
-        ]
-
-    @contextmanager
-    def adapters_off(self):
-        self.adapter_on = False
-        yield
-        self.adapter_on = True
-
-    def training_step(self, batch, batch_idx):
-        if self.global_step == self.fails_at:
-            raise RuntimeError("the training broke")
-        shades, bright = batch
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(self(shades), bright)
-        self.log("loss", loss)
-        self.losses.append(loss.item())
-        return loss
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val_loss", torch.nn.functional.binary_cross_entropy_with_logits(self(batch[0]), batch[1]))
-
-    def test_step(self, batch, batch_idx):
-        pass
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=1.0)
-
-
-def loader(*, shuffle=False):
-    shades = torch.tensor(SHADES, dtype=torch.float32)[:, None]
-    return DataLoader(TensorDataset(shades, (shades > BRIGHT).float()), batch_size=2, shuffle=shuffle)
-
-
-def evaluations(folder: Path) -> list[Eval]:
-    images = folder / "images"
-    images.mkdir(exist_ok=True)
-    for shade in SHADES:
-        Image.new("L", (3, 3), shade).save(images / f"{shade}.png")  # grey: the policy must get RGB
-    truth = {shade: "yes" if shade > BRIGHT else "no" for shade in SHADES}
-    for split, shades in (("random", SHADES), ("adversarial", SHADES[1:])):
-        rows = [
-            {"question_id": number, "image": f"{shade}.png", "text": "Is it bright?", "label": truth[shade]}
-            for number, shade in enumerate(shades)
-        ]
-        (folder / f"{split}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    captions = [
-        {"id": f"c{shade}", "image": f"{shade}.png", "question": "Describe it.", "objects": ["lamp"]}
-        for shade in SHADES
-    ]
-    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in captions))
-    (folder / "objects.txt").write_text("lamp\nshadow\n")
-    files = {split: folder / f"{split}.json" for split in ("random", "adversarial")}
-    return [
-        POPE(files=files, images=images, suffix=""),
-        Captions(file=folder / "captions.jsonl", images=images, objects=folder / "objects.txt"),
-    ]
-
-
-def trainer_in(folder: Path, callbacks, **settings) -> Trainer:
-    return Trainer(
-        **{
-            "accelerator": "cpu",
-            "devices": 1,
-            "max_epochs": 2,
-            "logger": CSVLogger(folder, name="", version="run"),
-            "default_root_dir": folder,
-            "callbacks": callbacks,
-            "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
-            **settings,
-        }
-    )
-
-
-def fit(folder: Path, callbacks, model=None, *, ckpt_path=None, validation=False, **settings):
-    seed_everything(0, verbose=False)
-    model = model or Brightness()
-    trainer = trainer_in(folder, callbacks, **settings)
-    trainer.fit(model, loader(shuffle=True), loader() if validation else None, ckpt_path=ckpt_path)
-    return trainer, model
-
-
-def samples(run: Path, label: str, name: str) -> list[dict]:
-    return [json.loads(line) for line in (run / "samples" / label / f"{name}.jsonl").read_text().splitlines()]
 
 
 def test_metrics_stand_in_the_csv_from_epoch_0_to_the_last_on_one_axis(tmp_path):
@@ -235,6 +101,7 @@ def test_the_run_ends_with_a_table_and_where_everything_is(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     (line,) = [line for line in lines if "pope/mean/yes_ratio" in line]
     assert "100.0 %" in line
+    assert lines.index(line) > max(number for number, one in enumerate(lines) if one.startswith("epoch 2"))
     assert lines[-1] == f"Everything is in {tmp_path / 'run'}: results.json, samples/, metrics.csv, adapter/"
 
 
@@ -328,20 +195,11 @@ def test_without_a_logger_the_default_folder_is_the_runs(tmp_path):
 
 
 def test_unjudged_answers_are_saved_and_bring_no_metric(tmp_path):
-    evaluations(tmp_path)
-    item = {
-        "question_type": "other",
-        "image_id": "20",
-        "image_src": "20.png",
-        "image_content": [],
-        "question": "Describe it.",
-        "gt_answer": "",
-    }
-    (tmp_path / "mmhal.json").write_text(json.dumps([item]))
-    trainer = trainer_in(tmp_path, [Evaluate(evals=[MMHal(file=tmp_path / "mmhal.json", images=tmp_path / "images")])])
+    write_files(tmp_path, SHADES[:1])
+    trainer = trainer_in(tmp_path, [Evaluate(evals=[mmhal(tmp_path, None)])])
     trainer.test(Brightness(), loader(), verbose=False)
     (row,) = samples(tmp_path / "run", "policy", "mmhal")
-    assert (row["reply"], row["judged"]) == ("a lamp", False)
+    assert (row["reply"], row["correct"]) == ("a lamp", None)
     assert json.loads((tmp_path / "run" / "results.json").read_text())["after"] == {}
     assert not trainer.callback_metrics
 
@@ -351,6 +209,28 @@ def test_a_mistake_in_a_file_shows_before_there_is_a_run(tmp_path):
     (tmp_path / "images" / "60.png").unlink()
     with pytest.raises(ValueError, match=r"random\.json, line 2: no image '60\.png'"):
         Evaluate(evals=evals)
+
+
+def test_an_image_that_is_not_there_or_none_is_named_with_the_setting_before_there_is_a_run(tmp_path):
+    evals = evaluations(tmp_path)
+    (tmp_path / "images" / "60.png").write_text("<html>404</html>")
+    with pytest.raises(ValueError, match=r"^pope: image cannot be read: .*images/60\.png .*; replace it$"):
+        Evaluate(evals=evals)
+    nowhere = POPE(files={"a": tmp_path / "random.json"}, images=None, name="nowhere")
+    with pytest.raises(ValueError, match=r"^nowhere: image not found: 20\.png; set its `images`"):
+        Evaluate(evals=[nowhere])
+
+
+def test_an_image_that_breaks_later_ends_the_run_in_one_line_and_spares_what_was_there(tmp_path):
+    class Breaks(Brightness):
+        def on_train_batch_start(self, batch, batch_idx):
+            broken = tmp_path / "images" / "60.png"
+            broken.write_bytes(broken.read_bytes()[:40])
+
+    with pytest.raises(ValueError, match=r"^image cannot be read: .*images/60\.png"):
+        fit(tmp_path, [Evaluate(evals=evaluations(tmp_path))], Breaks())
+    left = sorted(str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*.json*"))
+    assert left == ["samples/epoch-000/captions.jsonl", "samples/epoch-000/pope.jsonl"]
 
 
 def test_a_broken_run_reports_nothing(tmp_path):
@@ -388,42 +268,7 @@ def test_settings_that_cannot_be_are_refused_at_once(tmp_path):
         ({"evals": [evals[0], evals[0]]}, "two evals are named 'pope'"),
         ({"evals": [POPE(files={"a": tmp_path}, images=tmp_path, name="a/b")]}, "'a/b' cannot name an eval"),
         ({"evals": evals, "every_n_epochs": 0}, "every_n_epochs=0"),
+        ({"evals": evals, "every_n_steps": 0}, "every_n_steps=0; it must be at least 1, or null"),
     ):
         with pytest.raises(ValueError, match=complaint):
             Evaluate(**settings)
-
-
-def two_epochs_in(folder: Path, devices: int) -> None:
-    callback = Evaluate(evals=evaluations(folder))
-    model = Brightness(slope=5.0)
-    strategy = "ddp" if devices > 1 else "auto"
-    trainer = trainer_in(folder, [callback], devices=devices, strategy=strategy, max_epochs=1)
-    trainer.fit(model, loader())
-    assert max(model.asked.values()) == 2
-    (folder / f"rank-{trainer.global_rank}.json").write_text(json.dumps([callback.history, len(model.asked)]))
-
-
-def test_two_ranks_share_the_questions_and_come_to_the_metrics_of_one(tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir()
-    two.mkdir()
-    two_epochs_in(one, devices=1)
-    done = subprocess.run([sys.executable, __file__, str(two), "2"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    (alone, asked_alone), (first, asked_first), (second, asked_second) = (
-        json.loads(path.read_text()) for path in (one / "rank-0.json", two / "rank-0.json", two / "rank-1.json")
-    )
-    assert asked_alone == asked_first + asked_second == 14
-    assert (asked_first, asked_second) == (8, 6)  # four images and three, two questions each
-    assert first == second
-    assert first[0] == alone[0]
-    assert samples(one / "run", "epoch-000", "pope")[0]["reply"] == "No"
-    for name in ("pope", "captions"):
-        rows = [samples(folder / "run", "epoch-000", name) for folder in (one, two)]
-        assert [row | {"image": ""} for row in rows[0]] == [row | {"image": ""} for row in rows[1]]
-    assert not list((two / "run").rglob(".*"))
-    assert done.stdout.count("Everything is in") == 1
-
-
-if __name__ == "__main__":
-    two_epochs_in(Path(sys.argv[1]), int(sys.argv[2]))

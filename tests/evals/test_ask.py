@@ -55,7 +55,7 @@ def test_shares_hold_every_question_once_and_every_image_whole(images, world_siz
 def test_a_question_of_two_splits_is_asked_once_and_replied_to_twice(images):
     questions = questions_about(images, TEXTS)
     policy = SaysTheShade()
-    asked, replies = ask(policy, share(questions, 0, 1), max_new_tokens=5)
+    asked, replies = ask(policy, questions, max_new_tokens=5)
     assert len(asked) == len(replies) == 12
     assert sum(map(len, policy.calls)) == distinct(questions) == 6
     assert sorted(question.id for question in asked) == sorted(question.id for question in questions)
@@ -77,7 +77,7 @@ def test_a_call_holds_whole_images_up_to_its_limit(images, limit, calls):
     told: list[int] = []
     ask(
         policy,
-        share(questions_about(images, TEXTS), 0, 1),
+        questions_about(images, TEXTS),
         max_new_tokens=5,
         questions_per_call=limit,
         progress=told.append,
@@ -96,10 +96,53 @@ def test_an_unreadable_image_is_named(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     question = Question("q", tmp_path / "broken.png", "?", "a", None)
     with pytest.raises(ValueError, match=r"broken\.png"):
-        ask(SaysTheShade(), [[question]], max_new_tokens=5)
+        ask(SaysTheShade(), [question], max_new_tokens=5)
 
 
 def test_a_policy_that_loses_replies_is_an_error(images):
     question = Question("q", Path(images / "010.png"), "?", "a", None)
     with pytest.raises(ValueError, match=r"Mute\.answer gave 0 replies to 1 questions"):
-        ask(Mute(), [[question]], max_new_tokens=5)
+        ask(Mute(), [question], max_new_tokens=5)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("limit", [1, 3, 128])
+def test_in_lockstep_all_ranks_ask_equally_many_questions_equally_often(images, world_size, limit):
+    questions = questions_about(images, TEXTS)
+    policies = [SaysTheShade() for _ in range(world_size)]
+    told: list[list[int]] = [[] for _ in range(world_size)]
+    held = []
+    for rank, policy in enumerate(policies):
+        asked, replies = ask(
+            policy,
+            questions,
+            max_new_tokens=5,
+            rank=rank,
+            world_size=world_size,
+            lockstep=True,
+            questions_per_call=limit,
+            progress=told[rank].append,
+        )
+        held += asked
+        for question, reply in zip(asked, replies, strict=True):
+            assert reply.text == f"{int(question.image.stem)} {question.text}"
+    sizes = [[len(call) for call in policy.calls] for policy in policies]
+    assert all(of_rank == sizes[0] for of_rank in sizes) and sum(sizes[0]) > 0
+    assert sorted(question.id for question in held) == sorted(question.id for question in questions)
+    assert sum(map(sum, told)) == distinct(questions)
+
+
+def test_in_lockstep_a_rank_without_a_share_asks_what_another_does(images):
+    questions = questions_about(images, {"020.png": ["x", "y"]})
+    first, second = SaysTheShade(), SaysTheShade()
+    ask(first, questions, max_new_tokens=5, rank=0, world_size=2, lockstep=True)
+    assert ask(second, questions, max_new_tokens=5, rank=1, world_size=2, lockstep=True) == ([], [])
+    assert first.calls == second.calls == [[20, 20]]
+
+
+def test_out_of_lockstep_nobody_asks_for_nothing(images):
+    questions = questions_about(images, {"020.png": ["x", "y"], "030.png": ["x"]})
+    policies = [SaysTheShade() for _ in range(3)]
+    for rank, policy in enumerate(policies):
+        ask(policy, questions, max_new_tokens=5, rank=rank, world_size=3)
+    assert [policy.calls for policy in policies] == [[[20, 20]], [[30]], []]

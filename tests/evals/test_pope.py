@@ -2,95 +2,36 @@ import json
 import random
 
 import pytest
+from pope_questions import judged, row, write
 
-from synthalign.evals.pope import POPE, rates, says_yes, strict_answer
-from synthalign.types import Reply
+from synthalign.evals.legend import legend_of
+from synthalign.evals.pope import POPE
 
-
-def row(number=1, image="010.png", text="Is there a cup?", label="yes"):
-    return {"question_id": number, "image": image, "text": text, "label": label}
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
-    return path
-
-
-def judged(pope, texts, margins=None):
-    questions = pope.questions()
-    replies = [Reply(text, False, margin) for text, margin in zip(texts, margins or [None] * len(texts), strict=True)]
-    return pope.report(pope.tally(questions, pope.verdicts(questions, replies)))
-
-
-@pytest.mark.parametrize(
-    ("reply", "yes"),
-    [
-        ("Yes", True),
-        ("No", False),
-        ("no", False),
-        ("No, there is no dog.", False),
-        ("There is not a dog.", False),
-        ("I do not think so", False),
-        ("Yes. No dog is to be seen.", True),  # only the first sentence counts
-        (". No", True),
-        ("", True),
-        ("NO", True),
-        ("No!", True),
-        ("No\n", True),  # the official script splits on spaces alone
-        ("\tno", True),
-        ("None", True),
-        ("Nothing of the kind", True),
-        ("yes,no", True),  # a comma goes without leaving a space
-        ("I cannot tell", True),
-    ],
-)
-def test_the_official_parser_means_yes_unless_the_first_sentence_says_no_or_not(reply, yes):
-    assert says_yes(reply) is yes
-
-
-@pytest.mark.parametrize(
-    ("reply", "answer"),
-    [
-        ("Yes", "yes"),
-        ("no.", "no"),
-        ("NO!", "no"),
-        ("Yes, there is a cup.", "yes"),
-        ("There is no cup in the picture.", "no"),
-        ("", None),
-        ("yes and no", None),
-        ("I cannot tell", None),
-        ("There is not a cup.", None),
-        ("Nothing", None),
-    ],
-)
-def test_the_strict_reader_wants_yes_or_no_and_not_both(reply, answer):
-    assert strict_answer(reply) == answer
-
-
-def test_rates_by_hand():
-    # 5 answered yes of which 3 rightly, 5 answered no of which 4 rightly; 4 are truly yes
-    assert rates(tp=3, fp=2, tn=4, fn=1) == {
-        "accuracy": 0.7,
-        "precision": 0.6,
-        "recall": 0.75,
-        "f1": pytest.approx(2 * 0.6 * 0.75 / 1.35),
-        "yes_ratio": 0.5,
-    }
-
-
-def test_where_the_official_script_divides_by_zero_stands_zero():
-    assert rates(0, 0, 5, 5) == {"accuracy": 0.5, "precision": 0.0, "recall": 0.0, "f1": 0.0, "yes_ratio": 0.0}
-    assert set(rates(0, 0, 0, 0).values()) == {0.0}
+SAYS_NO = {  # as the official script reads it, by hand
+    "Yes": False,
+    "No": True,
+    "no, none": True,
+    "It is not.": True,
+    " no": True,
+    "": False,
+    "maybe": False,
+    "NO": False,
+    "No!": False,
+    "No\n": False,
+    "Yes. No.": False,
+    "yes,no": False,
+    "\u00a0no": False,
+}
 
 
 def test_report_agrees_with_an_independent_count(tmp_path, images):
     rng = random.Random(0)
     labels = [rng.choice(["yes", "no"]) for _ in range(60)]
-    texts = [rng.choice(["Yes", "No", "no, none", "", "maybe", "It is not."]) for _ in labels]
+    texts = [rng.choice(list(SAYS_NO)) for _ in labels]
     file = write(tmp_path / "a.jsonl", [row(number, label=label) for number, label in enumerate(labels)])
     report = judged(POPE(files={"random": file}, images=images), texts)
 
-    said_no = [("No" in text.split(".")[0] or "no" in text or "not" in text) for text in texts]
+    said_no = [SAYS_NO[text] for text in texts]
     right = sum((label == "no") == no for label, no in zip(labels, said_no, strict=True))
     said_yes = [label for label, no in zip(labels, said_no, strict=True) if not no]
     precision, recall = said_yes.count("yes") / len(said_yes), said_yes.count("yes") / labels.count("yes")
@@ -100,7 +41,9 @@ def test_report_agrees_with_an_independent_count(tmp_path, images):
     assert report["random/f1"] == pytest.approx(2 / (1 / precision + 1 / recall))
     assert report["random/yes_ratio"] == pytest.approx(len(said_yes) / 60)
     assert report["random/n"] == 60
-    assert report["random/n_unparsed"] == sum(text in ("", "maybe", "It is not.") for text in texts)
+    assert report["random/n_unparsed"] == sum(
+        text in ("", "maybe", "It is not.", "Yes. No.", "yes,no") for text in texts
+    )
 
 
 def test_means_are_over_splits_however_large_they_are(tmp_path, images):
@@ -189,6 +132,41 @@ def test_a_split_left_without_questions_shows_n_0_and_stays_out_of_the_mean(tmp_
     assert report["mean/accuracy"] == 1
 
 
+def test_strict_and_exact_figures_stand_beside_the_official_with_counts_of_what_they_cannot_read(tmp_path, images):
+    replies = [  # label, reply; read officially, strictly, exactly
+        ("yes", "yes"),  # yes, yes, yes
+        ("no", ""),  # yes, -, -
+        ("no", "No, there is no cup."),  # no, no, -
+        ("yes", "NO "),  # yes, no, no
+        ("yes", "yes and no?"),  # yes, -, -
+    ]
+    rows = [row(number, label=label) for number, (label, _) in enumerate(replies)]
+    pope = POPE(files={"random": write(tmp_path / "a.json", rows)}, images=images)
+    report = judged(pope, [text for _, text in replies])
+    assert report["random/accuracy"] == 4 / 5
+    assert (report["random/strict_accuracy"], report["random/n_unparsed"]) == (2 / 3, 2)
+    assert (report["random/exact_match"], report["random/n_inexact"]) == (1 / 5, 3)
+    assert (report["mean/strict_accuracy"], report["n_unparsed"], report["n_inexact"]) == (2 / 3, 2, 3)
+
+
+def test_where_nothing_can_be_read_strictly_stands_zero(tmp_path, images):
+    report = judged(POPE(files={"random": write(tmp_path / "a.json", [row()])}, images=images), ["maybe"])
+    assert (report["random/strict_accuracy"], report["random/n_unparsed"], report["random/n"]) == (0, 1, 1)
+
+
+def test_every_metric_has_a_legend(tmp_path, images):
+    pope = POPE(files={"random": write(tmp_path / "a.json", [row(1), row(2, label="no")])}, images=images)
+    legends = legend_of(pope, judged(pope, ["Yes", "No"], [1.0, -1.0]))
+    assert {legend.pattern for legend in legends.values()} <= {legend.pattern for legend in pope.legend}
+    plain = {key.rpartition("/")[2] for key, legend in legends.items() if not legend.percent}
+    assert plain == {"n", "n_unparsed", "n_inexact", "auc"}
+
+
+def test_without_images_a_question_names_its_own(tmp_path):
+    (question,) = POPE(files={"random": write(tmp_path / "a.json", [row()])}, images=None).questions()
+    assert question.image.as_posix() == "010.png"
+
+
 def error_of(tmp_path, images, content, **settings):
     file = tmp_path / "questions.json"
     file.write_text(content if isinstance(content, str) else "".join(json.dumps(one) + "\n" for one in content))
@@ -241,16 +219,19 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path, images):
 
 
 def test_a_subset_of_more_images_than_there_are_is_an_error(tmp_path, images):
-    assert "num_images=5, but the files name only 1" in error_of(tmp_path, images, [row()], num_images=5)
+    assert "num_images=5, but the questions are about 1 images only" in error_of(
+        tmp_path, images, [row()], num_images=5
+    )
 
 
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"files": {}}, "files is empty"),
+        ({"files": {}}, "pope: name files, one for each split, or a dataset"),
+        ({"files": None}, "pope: name files"),
+        ({"dataset": "lmms-lab/POPE"}, "and not both"),
         ({"files": {"a/b": "x"}}, "split 'a/b'"),
         ({"files": {"mean": "x"}}, "split 'mean'"),
-        ({"num_images": 0}, "num_images=0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_at_once(tmp_path, settings, complaint):

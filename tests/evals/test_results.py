@@ -8,7 +8,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from synthalign.evals.captions import Captions
+from synthalign.evals.amber import AMBER
+from synthalign.evals.chair import CHAIR
 from synthalign.evals.legend import Legend, count_of, headlines
 from synthalign.evals.mmhal import MMHal
 from synthalign.evals.pope import POPE
@@ -21,6 +22,9 @@ class Lenient:
     """A judge to whom everything is worth the same."""
 
     score: int = 6
+
+    def about(self):
+        return {"judge": "lenient"}
 
     def judge(self, contents, questions, references, answers):
         return [Judgement(self.score, "", True) for _ in answers]
@@ -36,6 +40,9 @@ class Plain:
     def questions(self):
         return []
 
+    def about(self):
+        return {}
+
     def verdicts(self, questions, replies):
         return []
 
@@ -49,10 +56,13 @@ class Plain:
 class Told(Plain):
     legend: ClassVar = (Legend("*/good", "high", percent=True), Legend("bad", "low"), Legend("n_lost", "low"))
 
+    def about(self):
+        return {"parser": "strict [yes] or [no]", "judge": "nobody"}
 
-def drawn(evals, results):
+
+def drawn(evals, results, width=80):
     out = io.StringIO()
-    Console(file=out, width=80).print(comparison(evals, results))
+    Console(file=out, width=width).print(comparison(evals, results))
     return out.getvalue()
 
 
@@ -91,7 +101,7 @@ def test_changes_for_the_better_are_green_and_for_the_worse_red():
 def test_without_a_before_there_is_one_column_of_values():
     table = comparison([Told(name="told")], Results("validate", None, {"told/bad": 1.5, "told/n": 3.0}, []))
     assert [column.header for column in table.columns] == ["metric", "value", "n"]
-    assert [list(column.cells) for column in table.columns] == [["told/bad ↓"], ["1.500"], ["3"]]
+    assert [[str(cell) for cell in column.cells] for column in table.columns] == [["told/bad ↓"], ["1.500"], ["3"]]
 
 
 def test_a_metric_that_was_not_there_before_has_no_change():
@@ -99,12 +109,56 @@ def test_a_metric_that_was_not_there_before_has_no_change():
     assert lines["told/bad"] == ["↓", "-", "1.500", "-"]
 
 
-@pytest.mark.parametrize("kind", [POPE, MMHal, Captions])
-def test_every_headline_of_ours_fits_a_narrow_terminal(kind):
-    keys = ["adversarial/accuracy", "mean/yes_ratio", "hallucination_rate", "coverage", "n_unparsed"]
-    metrics = {f"{kind.name}/{key}": 0.5 for key in keys} | {f"{kind.name}/n": 26000.0}
-    table = drawn([kind.__new__(kind)], Results("fit", metrics, metrics, []))
-    assert kind.name in table and "…" not in table
+def test_what_the_figures_depend_on_stands_under_the_table():
+    table = comparison([Told(name="told"), Plain()], Results("test", None, {"told/bad": 1.5}, []))
+    assert str(table.caption).splitlines() == [
+        "↑ higher is better   ↓ lower is better",
+        "told: parser: strict [yes] or [no]; judge: nobody",
+    ]
+    said = drawn([Told(name="told")], Results("test", None, {"told/bad": 1.5}, []))
+    assert "told: parser: strict [yes] or [no]" in " ".join(said.split())
+
+
+def test_a_metric_with_bounds_shows_its_interval_in_place_of_rows_for_them():
+    low = {"told/bad": 2.08, "told/bad_low": 1.68, "told/bad_high": 2.494, "told/n": 96.0}
+    low |= {"told/a/good": 0.5, "told/a/good_low": 0.4004, "told/a/good_high": 0.6}
+    high = low | {"told/bad": 3.0, "told/bad_low": 2.5, "told/bad_high": 3.5}
+    legend = (Legend("*/good*", percent=True), Legend("bad*"))
+    evaluation = type("Bounded", (Told,), {"legend": legend})(name="told")
+    table = comparison([evaluation], Results("test", low, high, []))
+    assert [[str(cell) for cell in column.cells] for column in table.columns[:3]] == [
+        ["told/a/good", "told/bad"],
+        ["50.0 %\n[40.0, 60.0]", "2.080\n[1.68, 2.49]"],
+        ["50.0 %\n[40.0, 60.0]", "3.000\n[2.50, 3.50]"],
+    ]
+
+
+def test_half_an_interval_is_a_plain_metric():
+    evaluation = type("Half", (Told,), {"legend": (Legend("bad*"),)})(name="told")
+    table = comparison([evaluation], Results("test", None, {"told/bad": 1.0, "told/bad_low": 0.5}, []))
+    assert [str(cell) for cell in table.columns[1].cells] == ["1.000", "0.500"]
+
+
+def test_results_json_says_whose_they_are_and_what_they_depend_on(tmp_path):
+    results = Results("test", None, {"told/x/good": 1.0}, [], policy="llava", adapter="runs/1/adapter", seed=7)
+    write_results(tmp_path / "results.json", results, [Told(name="told")])
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert (written["policy"], written["adapter"], written["seed"]) == ("llava", "runs/1/adapter", 7)
+    assert written["evals"]["told"]["about"] == {"parser": "strict [yes] or [no]", "judge": "nobody"}
+    assert written["evals"]["told"]["legend"] == {"x/good": {"better": "high", "percent": True, "headline": True}}
+
+
+@pytest.mark.parametrize("width", [80, 60])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(POPE, "pope"), (MMHal, "mmhal"), (CHAIR, "chair_wordnet"), (AMBER, "amber")]
+)
+def test_no_figure_of_ours_is_cut_off_in_a_narrow_terminal(kind, name, width):
+    keys = ["adversarial/accuracy", "mean/yes_ratio", "hallucination_rate", "coverage", "discriminative/precision"]
+    metrics = {f"{name}/{key}": 0.5 for key in keys} | {f"{name}/n": 26000.0, f"{name}/n_unparsed": 15220.0}
+    metrics |= {f"{name}/hallucination_rate_low": 0.5, f"{name}/hallucination_rate_high": 1.0}
+    evaluation = type("Named", (Told,), {"legend": kind.legend})(name=name)
+    table = drawn([evaluation], Results("fit", metrics, metrics, []), width)
+    assert "26000" in table and "…" not in table
 
 
 def test_settings_are_those_of_a_config():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from synthalign.evals.ask import share
-from synthalign.evals.captions import Captions
+from synthalign.evals.chair import CHAIR
 from synthalign.evals.mmhal import TYPES, MMHal, parse_rating
 from synthalign.evals.pope import POPE
 from synthalign.evals.tally import Tally
@@ -42,7 +42,7 @@ def evals(tmp_path, images):
     return [
         POPE(files={"a": tmp_path / "pope.json", "b": tmp_path / "pope.json"}, images=images),
         MMHal(file=tmp_path / "mmhal.json", images=images, judge=Echo()),
-        Captions(file=tmp_path / "captions.json", images=images, objects=tmp_path / "objects.txt"),
+        CHAIR(file=tmp_path / "captions.json", images=images, synonyms=tmp_path / "objects.txt"),
     ]
 
 

@@ -1,6 +1,7 @@
 """Training runs: what is logged is what happened, and only the adapter learns."""
 
 import math
+import os
 from functools import partial
 
 import pytest
@@ -9,12 +10,16 @@ from dpo.adapters import spread
 from dpo.drawn_pairs import FIT, draw
 from dpo.plain import plain_logps
 from lightning.pytorch import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import distributed
+from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from synthalign.dpo.losses import DPO
 from synthalign.dpo.policy import LoRA
 from synthalign.dpo.schedules import WarmupCosine
+from synthalign.modules import DPOModule
 from synthalign.types import PreferenceTerms
 from synthalign.vlm import VLM
 
@@ -228,3 +233,72 @@ def test_it_answers_as_the_model_it_came_from_would(make_module, tiny_llava):
     with module.adapters_off():
         again = module.answer(images, questions, max_new_tokens=6)
     assert [one.text for one in again] == [one.text for one in expected]
+
+
+def test_evaluations_keep_image_features_for_base_and_policy(make_module):
+    module = make_module(dtype="float32", keep_features_gib=1.0).eval()
+    plain = make_module(dtype="float32").eval()
+    images, questions = [draw(pair.drawing) for pair in FIT], [pair.question for pair in FIT]
+    expected = plain.answer(images, questions, max_new_tokens=6)
+    assert module.answer(images, questions, max_new_tokens=6) == expected
+    calls: list[int] = []
+    module.network.get_base_model().model.vision_tower.register_forward_pre_hook(lambda *_: calls.append(1))
+    again = [draw(pair.drawing) for pair in FIT]
+    for network in (module.network, plain.network):
+        spread(network)
+    changed = plain.answer(images, questions, max_new_tokens=6)
+    assert module.answer(again, questions, max_new_tokens=6) == changed != expected
+    with module.adapters_off():
+        assert module.answer(again, questions, max_new_tokens=6) == expected
+    assert not calls
+
+
+class Sharded(DPOModule):
+    """Spreads its layers, as whoever trains with ModelParallelStrategy has to."""
+
+    def configure_model(self):
+        loaded = self.network is not None
+        super().configure_model()
+        if not loaded:
+            mesh = self.device_mesh["data_parallel"]
+            for layer in self.network.get_base_model().model.language_model.layers:
+                fully_shard(layer, mesh=mesh)
+
+
+class Asks(Callback):
+    """Asks after validation."""
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        images, questions = [draw(pair.drawing) for pair in FIT], [pair.question for pair in FIT]
+        self.texts = [one.text for one in pl_module.answer(images, questions, max_new_tokens=6)]
+        self.adapted = [pl_module.has_adapter]
+        with torch.no_grad():
+            for name, parameter in pl_module.named_parameters():
+                if "lora_B" in name:
+                    parameter.fill_(0.1)
+        self.adapted.append(pl_module.has_adapter)
+
+
+@pytest.fixture
+def left_alone():
+    """Undo what a distributed strategy leaves to this process, and to those that it starts."""
+    before = dict(os.environ)
+    yield
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.usefixtures("left_alone")
+@pytest.mark.filterwarnings("ignore:It is recommended to use `self.log")  # the module sums over ranks itself
+def test_under_a_strategy_that_spreads_the_weights_answers_are_the_same(tiny_llava, make_trainer, eight, capsys):
+    asks = [Asks(), Asks()]
+    spreading = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
+    for ask, strategy, kind in zip(asks, ("auto", spreading), (DPOModule, Sharded), strict=True):
+        module = kind(policy=str(tiny_llava), loss=DPO(), keep_features_gib=1.0, answer_batch_size=3)
+        trainer = make_trainer(kind.__name__, strategy=strategy, devices=1, callbacks=[ask])
+        trainer.validate(module, eight(8), verbose=False)
+    assert asks[0].texts == asks[1].texts
+    assert asks[0].adapted == asks[1].adapted == [False, True]
+    assert "its weights are sharded" in capsys.readouterr().err

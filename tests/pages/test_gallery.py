@@ -1,55 +1,23 @@
 """The page: one file, whole, with everything in it and nothing that runs but its own script."""
 
 import base64
-import json
 import re
 import subprocess
 import sys
 import tracemalloc
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from landed import HOSTILE, Store
+from page_reader import Page
 from small_synthesis import prompt_rows, small_synthesis, write_prompts
 
 from synthalign.cli import main
-from synthalign.pages import gallery
-from synthalign.pages.gallery import FIELDS, write
+from synthalign.pages import gallery, report
+from synthalign.pages.gallery import write
 from synthalign.pages.markup import csp_hash
 from synthalign.pipeline import summary
 from synthalign.tables import read_pairs
-
-
-class Page(HTMLParser):
-    """What a page holds: its blocks of data, its texts by element, its tags."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.data: dict[str, Any] = {}
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.code: dict[str, str] = {}
-        self.text = ""
-        self._open: dict[str, Any] | None = None
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-        self.rows = [dict(zip(FIELDS, row, strict=True)) for row in self.data["rows"]]
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self._open = dict(attrs) if tag in {"script", "style"} else None
-
-    def handle_data(self, data):
-        if self._open is None:
-            self.text += data
-        elif "id" in self._open:
-            self.data[self._open["id"]] = json.loads(data)
-        else:
-            self.code["script" if data.startswith('"use strict"') else "style"] = data
-
-    def handle_endtag(self, tag):
-        self._open = None
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +176,10 @@ def test_the_gallery_needs_no_model_library():
     assert done.stdout.strip() == "set()"
 
 
-def test_every_script_of_the_folder_is_on_the_page(made):
+def test_every_script_and_style_of_the_folder_is_on_a_page(made):
     folder = Path(gallery.__file__).parent
-    assert sorted(gallery.SCRIPTS) == sorted(path.name for path in folder.glob("*.js"))
+    assert {*gallery.SCRIPTS, *report.SCRIPTS} == {path.name for path in folder.glob("*.js")}
+    assert {*gallery.STYLES, *report.STYLES} == {path.name for path in folder.glob("*.css")}
     assert Page(made[1].path).code["script"] == "".join((folder / name).read_text("utf-8") for name in gallery.SCRIPTS)
 
 

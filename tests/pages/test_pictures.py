@@ -9,7 +9,7 @@ from landed import png
 from PIL import Image
 
 from synthalign.pages.joined import Picture
-from synthalign.pages.pictures import SIZES, Budget, Size, jpeg, small, written
+from synthalign.pages.pictures import SIZES, Budget, Size, jpeg, page_of, small, written
 
 
 def noise(seed: int, side: int = 400) -> bytes:
@@ -51,7 +51,7 @@ def test_seeds_survive_javascript():
 
 
 def test_a_wide_budget_saves_nothing():
-    budget = Budget(50e6, 4, pictures(1))
+    budget = Budget(50e6, 4, pictures(1), page_of)
     assert len(list(written(pictures(4), budget))) == 4
     assert budget.used == {SIZES[0]: 4} and budget.note() == ""
 
@@ -60,7 +60,7 @@ def test_a_wide_budget_saves_nothing():
 def test_a_narrow_budget_is_kept_and_said(share):
     [one] = pictures(1)
     wanted = len(str(small(one, SIZES[0]))) * 20
-    budget = Budget(share * wanted, 20, [one])
+    budget = Budget(share * wanted, 20, [one], page_of)
     pages = [page for _, page in written(pictures(20), budget)]
     assert len(pages) == 20
     assert sum(map(len, pages)) <= share * wanted
@@ -69,7 +69,7 @@ def test_a_narrow_budget_is_kept_and_said(share):
 
 
 def test_where_there_is_no_room_at_all_images_are_left_out_and_counted():
-    budget = Budget(1000, 20, pictures(1))
+    budget = Budget(1000, 20, pictures(1), page_of)
     least = budget.least
     pages = [page for _, page in written(pictures(20), budget)]
     assert sum(map(len, pages)) == least

@@ -1,6 +1,7 @@
 """Sets on the hub: a stand-in for it on this machine takes what is pushed; where there is none, it is one line."""
 
 import base64
+import hashlib
 import json
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +15,7 @@ from pair_files import TWO, authors, write_images, write_json
 
 from synthalign.cli import main
 from synthalign.tables import push_folder, read_pairs
+from synthalign.tables.hub import hub_folder
 
 
 class Hub(ThreadingHTTPServer):
@@ -22,6 +24,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self, private: bool) -> None:
         super().__init__(("127.0.0.1", 0), Answers)
         self.private, self.files, self.asked = private, {}, []  # type: ignore[var-annotated]
+        self.sent: list[str] = []
 
     @property
     def address(self) -> str:
@@ -32,11 +35,16 @@ class Answers(BaseHTTPRequestHandler):
     server: Hub
 
     def do_GET(self) -> None:
+        if "/resolve/" in self.path:
+            self._send(self.server.files[self.path.partition(f"/resolve/{'0' * 40}/")[2]])
+            return
         if "/tree/" in self.path:
             sizes = {path: len(content) for path, content in self.server.files.items()}
             self._answer([{"type": "file", "path": path, "size": sizes[path], "oid": "2" * 40} for path in sizes])
             return
         self._answer({"id": "me/pairs", "private": self.server.private, "sha": "0" * 40})
+
+    do_HEAD = do_GET
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -58,12 +66,18 @@ class Answers(BaseHTTPRequestHandler):
             self._answer({"isValid": True})
 
     def _answer(self, value: Any) -> None:
-        body = json.dumps(value).encode()
+        self._send(json.dumps(value).encode())
+
+    def _send(self, body: bytes) -> None:
+        self.server.sent.append(self.path)
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", hashlib.sha1(body).hexdigest())
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -75,6 +89,8 @@ def hub(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.address)
+    files = server.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
     huggingface_hub.close_session()
@@ -143,3 +159,23 @@ def test_a_folder_here_comes_before_the_hub(pairs, monkeypatch):
     (pairs.parent / "images").rename(pairs.parent / "set" / "images")
     pairs.rename(pairs.parent / "set" / "pairs.json")
     assert len(read_pairs(Path("in/set")).rows) == 2
+
+
+def test_files_that_are_wanted_are_downloaded_once_and_found_without_the_hub_then(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub.files = {"data/test-0.parquet": b"test", "data/train-0.parquet": b"train", "README.md": b"card"}
+    patterns = ("test*.parquet", "data/test*.parquet")
+    folder = hub_folder("me/pairs", patterns)
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} == {"data/test-0.parquet"}
+    assert (folder / "data" / "test-0.parquet").read_bytes() == b"test"
+    del hub.sent[:]
+    assert hub_folder("me/pairs", patterns) == folder
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert hub_folder("me/pairs", patterns) == folder
+    assert not [path for path in hub.sent if "/resolve/" in path]
+
+
+def test_a_dataset_that_is_not_on_the_hub_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"^me/pope: there is no such file or folder, and as a dataset of the hub"):
+        hub_folder("me/pope", ("*.parquet",))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from dpo.nine import IMAGE, _kinds
@@ -22,8 +23,8 @@ class NumberChat:
         self.yes_no_ids = ([7], [9])
 
     @contextmanager
-    def each_image_once(self) -> Iterator[None]:
-        yield
+    def each_image_once(self) -> Iterator[dict[int, Any]]:
+        yield {}
 
     def inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> dict[str, torch.Tensor]:
         which = [image.width - 1 for image in images]

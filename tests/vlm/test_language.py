@@ -97,6 +97,73 @@ def test_no_prompts_get_no_completions(tiny_llama):
     assert writer(tiny_llama).complete([]) == writer(tiny_llama).complete([], []) == []
 
 
+DIGITS = [f" {digit}" for digit in range(7)]
+
+
+def next_by_hand(llm: LLM, prompt: str, begun: str) -> torch.Tensor:
+    """What comes behind a begun reply by one plain forward: no padding, tokens joined one by one."""
+    ids = llm.tokenizer(llm.prompt(prompt) + begun, add_special_tokens=False).input_ids
+    ids = torch.tensor([[*ids, llm.tokenizer(" ", add_special_tokens=False).input_ids[0]]])
+    digits = [llm.tokenizer(str(digit), add_special_tokens=False).input_ids[0] for digit in range(7)]
+    with torch.no_grad():
+        return llm.network(input_ids=ids).logits[0, -1].log_softmax(-1)[digits]
+
+
+def test_the_log_probs_of_what_comes_next_are_those_of_a_plain_forward(tiny_llama):
+    llm = writer(tiny_llama, batch_size=3)
+    assert llm.tokenizer.tokenize("Rating: 4")[-2:] == ["\u0120", "4"]  # the blank is a token of its own
+    begun = [f"{'So ' * n}\nRating:" for n in range(len(PROMPTS))]
+    got = llm.next_logps(PROMPTS, begun, DIGITS)
+    expected = torch.stack([next_by_hand(llm, *row) for row in zip(PROMPTS, begun, strict=True)])
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert got.exp().sum(-1).max() < 1 and len({tuple(row) for row in got.tolist()}) == len(PROMPTS)
+    assert llm.next_logps([], [], DIGITS).shape == (0, 7)
+
+
+def test_what_comes_next_does_not_depend_on_the_models_own_generation_config(tiny_llama):
+    llm = writer(tiny_llama)
+    expected = llm.next_logps(PROMPTS, ["Rating:"] * 4, DIGITS)
+    for name, value in (("repetition_penalty", 3.0), ("do_sample", True), ("temperature", 0.3), ("top_k", 2)):
+        setattr(llm.network.generation_config, name, value)
+    assert torch.equal(llm.next_logps(PROMPTS, ["Rating:"] * 4, DIGITS), expected)
+
+
+def test_a_digit_that_takes_its_blank_with_it_is_one_token_too(tiny_llama, tmp_path):
+    folder = shutil.copytree(tiny_llama, tmp_path / "joined")
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
+    for digit in range(7):  # in place of merges learnt last, so that no token is new to the model
+        merges.pop()
+        joined = max((one for one in vocabulary if len(one) > 2), key=vocabulary.__getitem__)
+        vocabulary[f"\u0120{digit}"] = vocabulary.pop(joined)
+        merges.insert(0, ["\u0120", str(digit)])
+    known = set(vocabulary)
+    tokenizer["model"]["merges"] = [pair for pair in merges if {*pair, "".join(pair)} <= known]
+    file.write_text(json.dumps(tokenizer))
+    llm = writer(folder)
+    assert llm.tokenizer.tokenize("Rating: 4")[-1] == "\u01204"
+    ids = torch.tensor([llm.tokenizer(llm.prompt("Why?") + "Rating:", add_special_tokens=False).input_ids])
+    with torch.no_grad():
+        logps = llm.network(input_ids=ids).logits[0, -1].log_softmax(-1)
+    expected = logps[[vocabulary[f"\u0120{digit}"] for digit in range(7)]]
+    torch.testing.assert_close(llm.next_logps(["Why?"], ["Rating:"], DIGITS)[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_choices_of_several_tokens_are_refused(tiny_llama):
+    for choices in ([" 1", " 10"], [" 1", " 1"], [" one", " two"]):
+        with pytest.raises(ValueError, match=r"does not tell .* apart by one token: take another model"):
+            writer(tiny_llama).next_logps(["Why?"], ["Rating:"], choices)
+
+
+def test_logits_that_are_no_numbers_are_an_error(tiny_llama):
+    llm = writer(tiny_llama)
+    with torch.no_grad():
+        llm.network.lm_head.weight[5] = torch.nan
+    with pytest.raises(FloatingPointError, match="no finite numbers"):
+        llm.next_logps(["Why?"], ["Rating:"], DIGITS)
+
+
 def test_mistakes_are_one_line(tiny_llama, tmp_path):
     for change in ({"batch_size": 0}, {"max_new_tokens": 0}, {"temperature": 0.0}):
         with pytest.raises(ValueError, match=f"{next(iter(change))} .*, got "):

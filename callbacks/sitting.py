@@ -1,0 +1,143 @@
+"""One evaluation on all ranks: asked, saved, judged, and counted."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from PIL.Image import Image
+from tqdm import tqdm
+
+from synthalign.evals.ask import ask, distinct, share
+from synthalign.evals.samples import merge_parts, sample_rows, write_part
+from synthalign.evals.tally import Tally
+from synthalign.types import Eval, Policy, Question, Reply
+
+JUDGE_FAILURES = (RuntimeError, OSError, ValueError)
+"""A server that is gone, a key that has expired, memory that a judge lacks, a rating that is none."""
+
+
+class Report(NamedTuple):
+    """What came of an evaluation."""
+
+    metrics: dict[str, float]
+    """Keys without the evaluation's name."""
+
+    failure: str | None = None
+    """Why the answers were not judged; there are no metrics then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sitting:
+    """A policy sits evaluations; every rank makes one of these and calls it for the same evaluations.
+
+    Args:
+        trainer: Whose ranks share the questions, under whose precision they are answered.
+        policy: The module in training, in eval mode; its modes and its gradients are the caller's affair.
+        folder: Where the samples go. All ranks must see it.
+    """
+
+    trainer: Trainer
+    policy: LightningModule
+    folder: Path
+
+    def __call__(self, evaluation: Eval) -> Report:
+        """Sit one evaluation, on all ranks together.
+
+        The answers are on disk before anybody judges them, with ``correct: null``; then the verdicts join them.
+        """
+        questions = evaluation.questions()
+        asked, replies = self._answers(evaluation, questions)
+        self._save(evaluation, asked, replies, [{"correct": None}] * len(asked))
+        verdicts, failure = self._verdicts(evaluation, asked, replies)
+        if failure is not None:
+            return Report({}, failure)
+        self._save(evaluation, asked, replies, verdicts)
+        tally = Tally(evaluation)
+        if self.trainer.world_size > 1:
+            tally.to(self.policy.device)  # where the ranks can talk to each other
+        tally.update(asked, verdicts)
+        return Report(tally.compute())
+
+    def _answers(self, evaluation: Eval, questions: Sequence[Question]) -> tuple[list[Question], list[Reply]]:
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        hidden = not self.trainer.is_global_zero or self.trainer.progress_bar_callback is None
+        mine, all_ranks = sum(map(distinct, share(questions, rank, world_size))), distinct(questions)
+        title = f"{evaluation.name} ({self.folder.name})"
+        # a step of Lightning's runs under the trainer's precision; whatever a callback runs does not
+        with (
+            tqdm(desc=title, total=all_ranks, unit="question", disable=hidden, leave=False) as bar,
+            self.trainer.precision_plugin.forward_context(),
+        ):
+            return ask(
+                self._wrapped(),
+                questions,
+                max_new_tokens=evaluation.max_new_tokens,
+                rank=rank,
+                world_size=world_size,
+                lockstep=isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy),
+                progress=_of_all_ranks(bar, mine, all_ranks),
+            )
+
+    def _wrapped(self) -> Policy:
+        """The policy as it has to be called: FSDP gathers weights for what runs inside its wrapper only."""
+        policy = cast(Policy, self.policy)
+        return Through(self.trainer, policy) if isinstance(self.trainer.strategy, FSDPStrategy) else policy
+
+    def _save(
+        self, evaluation: Eval, asked: list[Question], replies: list[Reply], verdicts: list[dict[str, Any]]
+    ) -> None:
+        write_part(self.folder, evaluation.name, self.trainer.global_rank, sample_rows(asked, replies, verdicts))
+        self.trainer.strategy.barrier(f"parts of {evaluation.name}")
+        if self.trainer.is_global_zero:
+            order = [question.id for question in evaluation.questions()]
+            merge_parts(self.folder, evaluation.name, self.trainer.world_size, order)
+        self.trainer.strategy.barrier(f"samples of {evaluation.name}")  # before the next parts of the same name
+
+    def _verdicts(
+        self, evaluation: Eval, asked: list[Question], replies: list[Reply]
+    ) -> tuple[list[dict[str, Any]], str | None]:
+        """Return the verdicts on this rank's share, and why not, where any rank got none."""
+        verdicts: list[dict[str, Any]] = []
+        failure = ""
+        try:
+            verdicts = evaluation.verdicts(asked, replies)
+        except JUDGE_FAILURES as error:
+            failure = " ".join(str(error).split()) or type(error).__name__
+        strategy = self.trainer.strategy
+        if strategy.reduce_boolean_decision(not failure, all=True):
+            return verdicts, None
+        failures = [strategy.broadcast(failure, src=rank) for rank in range(self.trainer.world_size)]
+        return [], next(filter(None, failures))
+
+
+@dataclass(frozen=True)
+class Through:
+    """A policy that answers inside the wrapper that the strategy put around it."""
+
+    trainer: Trainer
+    policy: Policy
+
+    def answer(self, images: Sequence[Image], questions: Sequence[str], *, max_new_tokens: int) -> list[Reply]:
+        """Let Lightning redirect the call, as it does its own steps."""
+        strategy: Any = self.trainer.strategy
+        return strategy._forward_redirection(
+            strategy.model, self.policy, "answer", images, questions, max_new_tokens=max_new_tokens
+        )
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        return getattr(self.policy, name)
+
+
+def _of_all_ranks(bar: Any, mine: int, all_ranks: int) -> Callable[[int], None]:  # noqa: ANN401 - tqdm has no types
+    """Move a bar as if the other ranks were as far as this one."""
+    asked = 0
+
+    def progress(number: int) -> None:
+        nonlocal asked
+        asked += number
+        bar.update(asked * all_ranks // max(mine, 1) - bar.n)
+
+    return progress
