@@ -1,7 +1,6 @@
 """The model in training sits the evaluations: before the first step, as it goes on, and when it is tested."""
 
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -15,8 +14,9 @@ from tqdm import tqdm
 from synthalign.callbacks.headline import headline
 from synthalign.callbacks.sitting import Sitting
 from synthalign.callbacks.undisturbed import undisturbed
+from synthalign.evals.ask import check_images
 from synthalign.evals.results import Metrics, Results, comparison, write_results
-from synthalign.tables.images import verify
+from synthalign.evals.samples import bring
 from synthalign.types import Eval, Policy
 
 MADE_BY_A_RUN = ("results.json", "samples", "metrics.csv", "adapter", "model")
@@ -88,7 +88,8 @@ class Evaluate(Callback):
         self.history: list[dict[str, Any]] = []
         self._begin()
         for evaluation in evals:
-            _check(evaluation)  # a mistake in a file must show now: a fit may draw images for days before its setup
+            # a mistake in a file must show now: a fit may draw images for days before its setup
+            check_images(evaluation.questions(), evaluation.name)
 
     def _begin(self) -> None:
         self.history = []
@@ -116,8 +117,10 @@ class Evaluate(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the model as it starts; a resumed run goes on with its history, in its loggers too."""
-        if self.history and trainer.is_global_zero:
-            self._bring_samples()
+        if self._before is not None and trainer.is_global_zero:
+            assert self._folder is not None
+            for folder in bring([entry["samples"] for entry in self.history], self._before, self._folder):
+                sys.stderr.write(f"samples of an earlier evaluation are not here: no folder {folder}\n")
         for entry in self.history:
             self._log(trainer, entry["metrics"], entry["epoch"], entry["step"])
         if self._owed is not None:  # the checkpoint was saved between the epoch's last step and its evaluation
@@ -167,6 +170,8 @@ class Evaluate(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Report, after Lightning's bars and tables and the callbacks that save the adapter."""
         if self._finished is not None and trainer.is_global_zero:
+            if trainer.progress_bar_callback is not None:  # which draws itself once more when it ends
+                trainer.progress_bar_callback.teardown(trainer, pl_module, stage)
             self._tell(self._finished)
         self._finished = None
 
@@ -230,19 +235,6 @@ class Evaluate(Callback):
                 tqdm.write(line, file=sys.stderr)
         return metrics, failures
 
-    def _bring_samples(self) -> None:
-        """Make the folder of a resumed run whole: its history speaks of samples that lie in the one before."""
-        assert self._folder is not None
-        for entry in self.history:
-            here = self._folder / entry["samples"]
-            there = self._before / entry["samples"] if self._before else here
-            if here.exists():
-                continue
-            if there.is_dir():
-                shutil.copytree(there, here)
-            else:
-                sys.stderr.write(f"samples of step {entry['step']} are not here: no folder {there}\n")
-
     def _log(self, trainer: Trainer, metrics: Metrics, epoch: int, step: int) -> None:
         """Give metrics to monitors and loggers: `LightningModule.log` would refuse before training, and lag a step."""
         if not metrics:
@@ -276,17 +268,3 @@ def _whose(pl_module: LightningModule) -> tuple[str | None, str | None, int | No
         adapter if isinstance(adapter, str) else None,
         None if seed is None else int(seed),
     )
-
-
-def _check(evaluation: Eval) -> None:
-    """Refuse an evaluation without its images: one that lacks a single one would end a run days later.
-
-    Raises:
-        ValueError: A file is malformed, or an image is missing or unreadable.
-    """
-    for path in dict.fromkeys(question.image for question in evaluation.questions()):
-        try:
-            verify(path)
-        except ValueError as error:
-            hint = "set its `images`, the folder of the images" if not path.is_file() else "replace it"
-            raise ValueError(f"{evaluation.name}: {error}; {hint}") from None

@@ -202,7 +202,7 @@ def _mmhal(options: argparse.Namespace) -> Scored:
             )
         return _scored(evaluation, replies)
 
-    from synthalign.evals.judgements import judgements_in
+    from synthalign.evals.mmhal.judgements import judgements_in
 
     questions = evaluation.questions()
     verdicts = evaluation.judged(questions, judgements_in(options.judgements, questions))
@@ -213,9 +213,9 @@ def _mmhal(options: argparse.Namespace) -> Scored:
 
 def _totals(options: argparse.Namespace) -> Scored:
     """Score judgements whose questions are not at hand."""
-    from synthalign.evals.judgements import judgements_in
     from synthalign.evals.mmhal import MMHal
-    from synthalign.evals.ratings import totals
+    from synthalign.evals.mmhal.judgements import judgements_in
+    from synthalign.evals.mmhal.ratings import totals
 
     if options.out is not None or options.num_images is not None:
         raise ValueError("--out and --num-images need --questions beside --judgements")
@@ -237,28 +237,28 @@ def _judge(options: argparse.Namespace) -> "Judge":
         raise ValueError("two judges: give --judge-server or --judge-model, not both")
     if options.judge_server:
         from synthalign.clients import ServedLLM
-        from synthalign.evals.served_judge import ServedJudge
+        from synthalign.evals.judges.served import ServedJudge
 
         if options.served_model is None:
             raise ValueError("--judge-server needs --served-model, the name of the judge on it")
         server = ServedLLM(base_url=options.judge_server, model=options.served_model, api_key_env=options.api_key_env)
         judge = ServedJudge(server=server, prompt=options.judge_prompt)
     else:
-        from synthalign.evals.local_judge import LocalJudge
+        from synthalign.evals.judges.local import LocalJudge
         from synthalign.vlm import LLM
 
         judge = LocalJudge(llm=LLM(model=options.judge_model), prompt=options.judge_prompt)
     if options.judge_cache is None:
         return judge
 
-    from synthalign.evals.judge_cache import KeptJudgements
+    from synthalign.evals.judges.kept import KeptJudgements
 
     return KeptJudgements(inner=judge, folder=options.judge_cache)
 
 
 def _chair(options: argparse.Namespace) -> Scored:
     from synthalign.evals.chair import CHAIR
-    from synthalign.evals.chair_wordnet import WordNetWords
+    from synthalign.evals.chair.lemmas import WordNetWords
 
     words = WordNetWords() if options.words == "wordnet" else None
     evaluation = CHAIR(file=options.truth, images=None, synonyms=options.synonyms, words=words, **_subset(options))
@@ -267,15 +267,15 @@ def _chair(options: argparse.Namespace) -> Scored:
 
 def _amber(options: argparse.Namespace) -> Scored:
     from synthalign.evals.amber import AMBER
-    from synthalign.evals.amber_words import NLTKNouns
+    from synthalign.evals.amber.lemmas import WordNetNouns
 
-    nouns = NLTKNouns() if options.words == "wordnet" else None
+    nouns = WordNetNouns() if options.words == "wordnet" else None
     evaluation = AMBER(folder=options.data, images=None, query=options.query, nouns=nouns, **_subset(options))
     return _scored(evaluation, evaluation.replies_in(options.answers))
 
 
 def _mme(options: argparse.Namespace) -> Scored:
-    from synthalign.evals.mme import HALLUCINATION, MME
+    from synthalign.evals.mme.benchmark import HALLUCINATION, MME
 
     tasks = tuple(options.tasks or HALLUCINATION)
     evaluation = MME(folder=options.questions, images=None, tasks=tasks, **_subset(options))

@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from synthalign.evals.chair import CHAIR
-from synthalign.evals.mmhal import TYPES, MMHal
+from synthalign.evals.mmhal.benchmark import TYPES, MMHal
 from synthalign.evals.pope import POPE
 from synthalign.types import Eval, Judge, Judgement, Reply
 

@@ -9,7 +9,7 @@ import drawings
 import pytest
 import yaml
 
-from synthalign import cli
+from synthalign import commands
 from synthalign.cli import main
 
 CONFIG = """\
@@ -223,7 +223,7 @@ def test_a_command_that_is_interrupted_says_that_it_can_go_on(monkeypatch, capsy
     def interrupted(args: list[str]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_world", interrupted)
+    monkeypatch.setattr(commands, "world", interrupted)
     with pytest.raises(SystemExit) as stopped:
         main(["world", "out"])
     assert stopped.value.code == 130

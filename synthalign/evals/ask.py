@@ -5,6 +5,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from synthalign.tables import open_image
+from synthalign.tables.images import verify
 from synthalign.types import Policy, Question, Reply
 
 QUESTIONS_PER_CALL = 128
@@ -34,6 +35,24 @@ def share(questions: Sequence[Question], rank: int, world_size: int) -> list[lis
 def distinct(questions: Sequence[Question]) -> int:
     """Return how many distinct (image, text) pairs there are among the questions: what a policy is really asked."""
     return len(_pairs(questions))
+
+
+def check_images(questions: Sequence[Question], name: str) -> None:
+    """Refuse questions about images that cannot be opened: a single one would end a run days later.
+
+    Args:
+        questions: All of an evaluation.
+        name: The evaluation's, for messages.
+
+    Raises:
+        ValueError: An image is missing or unreadable.
+    """
+    for path in dict.fromkeys(question.image for question in questions):
+        try:
+            verify(path)
+        except ValueError as error:
+            hint = "replace it" if path.is_file() else "set its `images`, the folder of the images"
+            raise ValueError(f"{name}: {error}; {hint}") from None
 
 
 def ask(

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from synthalign.evals.answers import matched, read_answers
-from synthalign.evals.judgements import judgements_in
 from synthalign.evals.mmhal import MMHal
-from synthalign.evals.results import Metrics, Results
+from synthalign.evals.mmhal.judgements import judgements_in
+from synthalign.evals.results import Metrics, Results, class_path
 from synthalign.tables import json_rows
 from synthalign.types import Eval, Judgement
 
@@ -96,7 +96,7 @@ def _evaluation(name: str, part: Mapping[str, Any], file: Path) -> Eval:
     init_args = dict(part["init_args"])
     if init_args.get("dataset") is None:  # the rows of one name no image: the folder does
         init_args["images"] = None
-    judged = part["class_path"] == f"{MMHal.__module__}.{MMHal.__qualname__}" and init_args.pop("judge") is not None
+    judged = part["class_path"] == class_path(MMHal) and init_args.pop("judge") is not None
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--evaluation", type=Eval)
     try:

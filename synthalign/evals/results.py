@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,7 +83,15 @@ def settings_of(part: Any) -> Any:  # noqa: ANN401 - parts are whatever fits a P
     else:
         names = [name for name in inspect.signature(kind).parameters if hasattr(part, name)]
     init_args = {name: settings_of(getattr(part, name)) for name in names}
-    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": init_args}
+    return {"class_path": class_path(kind), "init_args": init_args}
+
+
+def class_path(kind: type) -> str:
+    """Name a class as configs do: by the shortest path that leads to it."""
+    parts = kind.__module__.split(".")
+    places = (".".join(parts[:length]) for length in range(1, len(parts)))
+    short = (place for place in places if getattr(sys.modules.get(place), kind.__qualname__, None) is kind)
+    return f"{next(short, kind.__module__)}.{kind.__qualname__}"
 
 
 def comparison(evals: Sequence[Eval], results: Results) -> Table:

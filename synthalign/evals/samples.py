@@ -5,6 +5,7 @@ before they are on disk.
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,28 @@ def merge_parts(folder: Path, name: str, world_size: int, order: Sequence[str]) 
     for rank in range(world_size):
         _part(folder, name, rank).unlink()
     return path
+
+
+def bring(labels: Sequence[str], there: Path, here: Path) -> list[Path]:
+    """Copy a run's samples to the run that goes on from it, whose history speaks of them.
+
+    Args:
+        labels: Their folders within a run's.
+        there: The folder of the run before.
+        here: That of this one, which may be the same; what it has already stays as it is.
+
+    Returns:
+        The folders that are not there to be copied.
+    """
+    gone = []
+    for label in labels:
+        if (here / label).exists():
+            continue
+        if (there / label).is_dir():
+            shutil.copytree(there / label, here / label)
+        else:
+            gone.append(there / label)
+    return gone
 
 
 def _part(folder: Path, name: str, rank: int) -> Path:

@@ -94,11 +94,12 @@ def test_results_json_holds_before_after_history_settings_and_counts(tmp_path):
     assert (results["evals"]["pope"]["questions"], results["evals"]["pope"]["distinct_questions"]) == (13, 7)
 
 
-def test_the_run_ends_with_a_table_and_where_everything_is(tmp_path, capsys):
+@pytest.mark.parametrize("bar", [False, True])
+def test_the_run_ends_with_a_table_and_where_everything_is(tmp_path, capsys, bar):
     (tmp_path / "run" / "adapter").mkdir(parents=True)
     with pytest.warns(UserWarning, match="exists and is not empty"):
-        fit(tmp_path, [Evaluate(evals=evaluations(tmp_path))])
-    lines = capsys.readouterr().out.splitlines()
+        fit(tmp_path, [Evaluate(evals=evaluations(tmp_path))], enable_progress_bar=bar)
+    lines = capsys.readouterr().out.rstrip().splitlines()
     (line,) = [line for line in lines if "pope/mean/yes_ratio" in line]
     assert "100.0 %" in line
     assert lines.index(line) > max(number for number, one in enumerate(lines) if one.startswith("epoch 2"))

@@ -101,15 +101,19 @@ class Dies(Callback):
             raise RuntimeError("the machine is gone")
 
 
-@pytest.mark.parametrize("validation", [False, True])
 @pytest.mark.parametrize(
-    ("settings", "saving", "dies_at"),
+    ("settings", "saving", "dies_at", "validation"),
     [
-        ({"every_n_steps": 2}, {"every_n_train_steps": 2}, 3),  # within an epoch
-        ({"every_n_steps": 3}, {"every_n_train_steps": 4}, 5),  # after an epoch's last step, before its evaluation
-        ({}, {"every_n_train_steps": 4}, 6),
-        ({"every_n_epochs": 2}, {"every_n_epochs": 1}, 7),
-        ({"every_n_steps": 4}, {"every_n_train_steps": 4}, 4),
+        ({"every_n_steps": 2}, {"every_n_train_steps": 2}, 3, False),  # within an epoch
+        (
+            {"every_n_steps": 3},
+            {"every_n_train_steps": 4},
+            5,
+            False,
+        ),  # after an epoch's last step, before its evaluation
+        ({}, {"every_n_train_steps": 4}, 6, True),
+        ({"every_n_epochs": 2}, {"every_n_epochs": 1}, 7, True),
+        ({"every_n_steps": 4}, {"every_n_train_steps": 4}, 4, False),
     ],
 )
 def test_a_resumed_run_ends_with_the_results_and_samples_of_an_undisturbed_one(
@@ -162,8 +166,8 @@ def test_samples_that_are_gone_are_named(tmp_path, capsys):
     said = capsys.readouterr().err.splitlines()
     gone = tmp_path / "first" / "run" / "samples"
     assert [line for line in said if line.startswith("samples of")] == [
-        f"samples of step {step} are not here: no folder {gone / f'epoch-{epoch:03d}'}"
-        for epoch, step in ((0, 0), (1, 4))
+        f"samples of an earlier evaluation are not here: no folder {gone / label}"
+        for label in ("epoch-000", "epoch-001")
     ]
     assert samples(tmp_path / "second" / "run", "epoch-002", "pope")
 

@@ -164,8 +164,7 @@ def train(folder: Path, policy: Path, callbacks: list[Callback], precision: Any 
     "settings",
     [
         {},
-        {"gradient_checkpointing": True, "keep_features_gib": 0.1},
-        {"fused": False, "precision": "bf16-mixed"},
+        {"gradient_checkpointing": True, "keep_features_gib": 0.1, "fused": False, "precision": "bf16-mixed"},
     ],
     ids=lambda settings: "-".join(settings) or "plain",
 )

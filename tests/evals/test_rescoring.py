@@ -35,7 +35,7 @@ def evals_of(folder, judge):
 
 def sit(run, samples, evals, said):
     """Answer everything alike, save it as a run does, and return the figures."""
-    metrics = {}
+    metrics: dict[str, float] = {}
     for evaluation in evals:
         questions = evaluation.questions()
         replies = [Reply(said)] * len(questions)

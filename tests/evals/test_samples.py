@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from synthalign.evals.samples import merge_parts, sample_rows, write_part
+from synthalign.evals.samples import bring, merge_parts, sample_rows, write_part
 from synthalign.types import Question, Reply
 
 
@@ -48,3 +48,11 @@ def test_a_missing_question_is_an_error(tmp_path):
     write_part(tmp_path, "pope", 0, [{"id": "a"}])
     with pytest.raises(ValueError, match="hold 1 questions where 2 were asked"):
         merge_parts(tmp_path, "pope", 1, ["a", "b"])
+
+
+def test_samples_of_the_run_before_are_brought_and_those_at_hand_stay(tmp_path):
+    for run, label in (("old", "a"), ("old", "b"), ("new", "b")):
+        (tmp_path / run / label).mkdir(parents=True)
+        (tmp_path / run / label / "pope.jsonl").write_text(run)
+    assert bring(["a", "b", "c"], tmp_path / "old", tmp_path / "new") == [tmp_path / "old" / "c"]
+    assert [(tmp_path / "new" / label / "pope.jsonl").read_text() for label in "ab"] == ["old", "new"]

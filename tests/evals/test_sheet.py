@@ -1,5 +1,5 @@
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -17,6 +17,10 @@ class Told:
     )
 
 
+TOLD: Any = Told()
+"""Of an evaluation only its name and legend are looked at."""
+
+
 def cells(table):
     columns = [[str(column.header), *map(str, column.cells)] for column in table.columns]
     return [list(row) for row in zip(*columns, strict=True)]
@@ -24,14 +28,14 @@ def cells(table):
 
 def test_every_metric_is_shown_once_groups_beside_each_other():
     metrics = {"a/good": 0.5, "a/n": 4.0, "b/good": 0.25, "b/n": 8.0, "mean/good": 0.375, "n": 12.0, "n_lost": 1.0}
-    groups, whole = sheet(Told(), metrics)
+    groups, whole = sheet(TOLD, metrics)
     assert cells(groups) == [["", "good ↑", "n"], ["a", "50.0 %", "4"], ["b", "25.0 %", "8"], ["mean", "37.5 %", ""]]
     assert cells(whole) == [["metric", "value"], ["n", "12"], ["n_lost ↓", "1"]]
     assert (groups.title, whole.title) == ("told", None)
 
 
 def test_the_more_numerous_of_groups_and_metrics_are_the_rows():
-    (table,) = sheet(Told(), {"a/good": 0.5, "a/n": 4.0, "a/n_lost": 0.0, "b/good": 1.0, "b/n": 2.0, "b/n_lost": 2.0})
+    (table,) = sheet(TOLD, {"a/good": 0.5, "a/n": 4.0, "a/n_lost": 0.0, "b/good": 1.0, "b/n": 2.0, "b/n_lost": 2.0})
     assert cells(table) == [
         ["metric", "a", "b"],
         ["good ↑", "50.0 %", "100.0 %"],
@@ -41,7 +45,7 @@ def test_the_more_numerous_of_groups_and_metrics_are_the_rows():
 
 
 def test_bounds_stand_behind_what_they_bound():
-    (table,) = sheet(Told(), {"score": 2.08, "score_low": 1.68, "score_high": 2.494})
+    (table,) = sheet(TOLD, {"score": 2.08, "score_low": 1.68, "score_high": 2.494})
     assert cells(table) == [["metric", "value"], ["score ↑", "2.080 [1.68, 2.49]"]]
     assert table.title == "told"
 
@@ -49,7 +53,7 @@ def test_bounds_stand_behind_what_they_bound():
 def test_groups_of_other_metrics_have_a_table_of_their_own():
     said = {"said/bad": 1.0, "said/words": 2.0, "said/n": 2.0}
     polled = {f"{group}/{key}": 1.0 for group in ("a", "b") for key in ("good", "f1", "n")} | {"mean/good": 1.0}
-    tables = sheet(Told(), said | polled)
+    tables = sheet(TOLD, said | polled)
     assert [[row[0] for row in cells(table)] for table in tables] == [
         ["metric", "bad", "words", "n"],
         ["metric", "good ↑", "f1", "n"],
@@ -60,6 +64,6 @@ def test_groups_of_other_metrics_have_a_table_of_their_own():
 
 @pytest.mark.parametrize("metrics", [{}, {"a/b/good": 1.0}])
 def test_no_figures_make_no_table_and_a_deep_key_keeps_its_group(metrics):
-    assert [cells(table) for table in sheet(Told(), metrics)] == [
+    assert [cells(table) for table in sheet(TOLD, metrics)] == [
         [["metric", "a/b"], ["good ↑", "100.0 %"]] for _ in metrics
     ]

@@ -6,13 +6,16 @@ import torch
 
 from synthalign.evals.ask import share
 from synthalign.evals.chair import CHAIR
-from synthalign.evals.mmhal import TYPES, MMHal, parse_rating
+from synthalign.evals.mmhal.benchmark import TYPES, MMHal, parse_rating
 from synthalign.evals.pope import POPE
 from synthalign.evals.tally import Tally
 from synthalign.types import Reply
 
 
 class Echo:
+    def about(self):
+        return {"judge": "echo"}
+
     def judge(self, contents, questions, references, answers):
         return [parse_rating(answer) for answer in answers]
 

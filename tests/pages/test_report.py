@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from landed import HOSTILE
@@ -167,7 +168,8 @@ def test_what_the_callback_writes_is_what_the_page_reads(tmp_path):
     asked = [{"question_id": n, "image": "cup.png", "text": "Is it?", "label": "yes"} for n in (1, 2)]
     (tmp_path / "random.json").write_text("".join(json.dumps(row) + "\n" for row in asked))
     pope = POPE(files={"random": tmp_path / "random.json"}, images=tmp_path)
-    questions, history = pope.questions(), []
+    questions = pope.questions()
+    history: list[dict[str, Any]] = []
     for epoch, texts in enumerate([("No", "No"), ("Yes", "No")]):
         replies = [Reply(text, False, None) for text in texts]
         verdicts = pope.verdicts(questions, replies)

@@ -1,0 +1,1 @@
+"""Judges: who rates open answers, each in a file of its own, since some of them load models."""
