@@ -72,7 +72,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sizes", choices=tuple(contest.ASKED), default=sizes, help=f"of model and task; here {sizes}")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default=dtype, help=f"of weights; here {dtype}")
     parser.add_argument("--rounds", type=int, default=3, help="in which each contender is timed once")
-    parser.add_argument("--loop-step", type=int, default=1, help="the loop answers every so manyeth row, time scaled")
+    parser.add_argument("--loop-step", type=int, default=1, help="the loop answers one row in so many, its time scaled")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--json", type=Path, help="file for all figures, every round's included")
     return parser.parse_args()

@@ -95,6 +95,7 @@ class Evaluate(Callback):
         self.history = []
         self._owed: int | None = None  # epochs completed, while the evaluation after the last of them is still to come
         self._folder: Path | None = None  # the run's
+        self._resumed = False  # and the history is not brought yet
         self._before: Path | None = None  # the folder of the run that is resumed
         self._unjudged: list[str] = []  # one line for each evaluation whose judge failed
         self._finished: Results | None = None
@@ -111,18 +112,14 @@ class Evaluate(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the history of the run that is resumed."""
+        self._resumed = True
         self.history = list(state_dict["history"])
         self._owed = state_dict.get("owed")
         self._before = Path(state_dict["folder"]) if "folder" in state_dict else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate the model as it starts; a resumed run goes on with its history, in its loggers too."""
-        if self._before is not None and trainer.is_global_zero:
-            assert self._folder is not None
-            for folder in bring([entry["samples"] for entry in self.history], self._before, self._folder):
-                sys.stderr.write(f"samples of an earlier evaluation are not here: no folder {folder}\n")
-        for entry in self.history:
-            self._log(trainer, entry["metrics"], entry["epoch"], entry["step"])
+        """Evaluate the model as it starts; a resumed run goes on with its history."""
+        self._go_on(trainer)
         if self._owed is not None:  # the checkpoint was saved between the epoch's last step and its evaluation
             self._sit_once(trainer, pl_module, self._owed)
         elif self.at_start and not self.history:
@@ -153,6 +150,7 @@ class Evaluate(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the final model if that is still to be done, which a resumed run may have nothing but to do."""
+        self._go_on(trainer)
         self._sit_once(trainer, pl_module, trainer.current_epoch)
         first, last = self.history[0], self.history[-1]
         before = first["metrics"] if first["step"] == 0 else None
@@ -174,6 +172,18 @@ class Evaluate(Callback):
                 trainer.progress_bar_callback.teardown(trainer, pl_module, stage)
             self._tell(self._finished)
         self._finished = None
+
+    def _go_on(self, trainer: Trainer) -> None:
+        """Bring what a resumed run's history speaks of, once: its samples, and its metrics into the loggers."""
+        if not self._resumed:
+            return
+        self._resumed = False
+        if self._before is not None and trainer.is_global_zero:
+            assert self._folder is not None
+            for folder in bring([entry["samples"] for entry in self.history], self._before, self._folder):
+                sys.stderr.write(f"samples of an earlier evaluation are not here: no folder {folder}\n")
+        for entry in self.history:
+            self._log(trainer, entry["metrics"], entry["epoch"], entry["step"])
 
     def _due(self, completed: int) -> bool:
         return self.every_n_epochs is not None and completed % self.every_n_epochs == 0

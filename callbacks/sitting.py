@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from PIL.Image import Image
 from tqdm import tqdm
 
 from synthalign.evals.ask import ask, distinct, share
@@ -15,8 +14,8 @@ from synthalign.evals.samples import merge_parts, sample_rows, write_part
 from synthalign.evals.tally import Tally
 from synthalign.types import Eval, Policy, Question, Reply
 
-JUDGE_FAILURES = (RuntimeError, OSError, ValueError)
-"""A server that is gone, a key that has expired, memory that a judge lacks, a rating that is none."""
+JUDGE_FAILURES = (RuntimeError, OSError, ValueError, ArithmeticError)
+"""A server that is gone, a key that has expired, memory that a judge lacks, a rating that is none, logits of NaN."""
 
 
 class Report(NamedTuple):
@@ -72,7 +71,7 @@ class Sitting:
             self.trainer.precision_plugin.forward_context(),
         ):
             return ask(
-                self._wrapped(),
+                cast(Policy, self.policy),
                 questions,
                 max_new_tokens=evaluation.max_new_tokens,
                 rank=rank,
@@ -80,11 +79,6 @@ class Sitting:
                 lockstep=isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy),
                 progress=_of_all_ranks(bar, mine, all_ranks),
             )
-
-    def _wrapped(self) -> Policy:
-        """The policy as it has to be called: FSDP gathers weights for what runs inside its wrapper only."""
-        policy = cast(Policy, self.policy)
-        return Through(self.trainer, policy) if isinstance(self.trainer.strategy, FSDPStrategy) else policy
 
     def _save(
         self, evaluation: Eval, asked: list[Question], replies: list[Reply], verdicts: list[dict[str, Any]]
@@ -111,24 +105,6 @@ class Sitting:
             return verdicts, None
         failures = [strategy.broadcast(failure, src=rank) for rank in range(self.trainer.world_size)]
         return [], next(filter(None, failures))
-
-
-@dataclass(frozen=True)
-class Through:
-    """A policy that answers inside the wrapper that the strategy put around it."""
-
-    trainer: Trainer
-    policy: Policy
-
-    def answer(self, images: Sequence[Image], questions: Sequence[str], *, max_new_tokens: int) -> list[Reply]:
-        """Let Lightning redirect the call, as it does its own steps."""
-        strategy: Any = self.trainer.strategy
-        return strategy._forward_redirection(
-            strategy.model, self.policy, "answer", images, questions, max_new_tokens=max_new_tokens
-        )
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        return getattr(self.policy, name)
 
 
 def _of_all_ranks(bar: Any, mine: int, all_ranks: int) -> Callable[[int], None]:  # noqa: ANN401 - tqdm has no types

@@ -3,15 +3,23 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from synthalign.prompts import Writer
 
 
+class Parser(argparse.ArgumentParser):
+    """One whose mistakes are ours: a line, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and where to read more."""
+        raise ValueError(f"{self.prog}: {message}; {self.prog} --help says more")
+
+
 def convert(args: list[str]) -> None:
     """Write a set of pairs in another tool's format."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="synthalign convert",
         description="Write a set of preference pairs in another tool's format, images unchanged.",
     )
@@ -45,7 +53,7 @@ def convert(args: list[str]) -> None:
 
 def prompts(args: list[str]) -> None:
     """Write the prompts file."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="synthalign prompts",
         description="Write prompts.jsonl: scenes to draw and questions about them, over fifteen categories. Started "
         "again, it goes on where it stopped.",
@@ -113,7 +121,7 @@ def _writer(options: argparse.Namespace) -> "Writer":
 
 def gallery(args: list[str]) -> None:
     """Write the page of a synthesis."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="synthalign gallery",
         description="Write one HTML file that shows what a synthesis drew, said, chose and refused.",
     )
@@ -131,7 +139,7 @@ def gallery(args: list[str]) -> None:
 
 def report(args: list[str]) -> None:
     """Write the page of a run's evaluations."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="synthalign report",
         description="Write one HTML file that shows what became of a run's model: curves, bars, and the answers that "
         "changed, with their images.",
@@ -150,7 +158,7 @@ def report(args: list[str]) -> None:
 
 def questions(args: list[str]) -> None:
     """Write a benchmark's questions or truth."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="synthalign questions", description="Write a benchmark's questions or truth for images of yours."
     )
     benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="pope|chair")
@@ -201,7 +209,7 @@ def questions(args: list[str]) -> None:
 
 def world(args: list[str]) -> None:
     """Write the offline world."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="synthalign world",
         description="Write the offline world: prompts to draw, and benchmarks with their truth.",
     )

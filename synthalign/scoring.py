@@ -5,9 +5,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from synthalign.commands import Parser
 
 if TYPE_CHECKING:  # they bring torch with them, which neither help nor a mistyped option should wait for
+    from synthalign.evals.mmhal import MMHal
     from synthalign.types import Eval, Judge, Question, Reply
 
 DESCRIPTION = """\
@@ -49,15 +52,8 @@ def run(args: Sequence[str]) -> None:
         _show(scored, "" if options.out is None else f"; the verdicts are in {options.out}")
 
 
-class _Parser(argparse.ArgumentParser):
-    """One whose mistakes are ours: one line, as all others are."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{self.prog}: {message}; {self.prog} --help says more")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(prog="synthalign score", description=DESCRIPTION)
+def _parser() -> Parser:
+    parser = Parser(prog="synthalign score", description=DESCRIPTION)
     benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
 
     pope = _benchmark(benchmarks, "pope", "yes/no questions about objects: accuracy, precision, recall, F1, yes-ratio")
@@ -207,8 +203,15 @@ def _mmhal(options: argparse.Namespace) -> Scored:
     questions = evaluation.questions()
     verdicts = evaluation.judged(questions, judgements_in(options.judgements, questions))
     metrics = evaluation.report(evaluation.tally(questions, verdicts))
-    replies = evaluation.replies_in(options.judgements) if options.out else []
-    return Scored(evaluation, _saved(options.judgements), metrics, questions, replies, verdicts)
+    replies = _judged_replies(evaluation, options.judgements) if options.out else []
+    return Scored(evaluation, _about_judgements(options.judgements), metrics, questions, replies, verdicts)
+
+
+def _judged_replies(evaluation: "MMHal", file: Path) -> "list[Reply]":
+    try:
+        return evaluation.replies_in(file)
+    except ValueError as error:
+        raise ValueError(f"--out wants the answers beside their judgements, as in our samples: {error}") from None
 
 
 def _totals(options: argparse.Namespace) -> Scored:
@@ -220,15 +223,16 @@ def _totals(options: argparse.Namespace) -> Scored:
     if options.out is not None or options.num_images is not None:
         raise ValueError("--out and --num-images need --questions beside --judgements")
     metrics = totals(judgements_in(options.judgements))
-    return Scored(MMHal(file=Path(), images=None), _saved(options.judgements), metrics)
+    return Scored(MMHal(file=Path(), images=None), _about_judgements(options.judgements), metrics)
 
 
-def _saved(file: Path) -> dict[str, str]:
-    """Name the judge of saved judgements, as far as the file does."""
+def _about_judgements(file: Path) -> dict[str, str]:
+    """Name the judge of saved judgements, as far as the file does, or the results of the run whose samples it is."""
+    from synthalign.evals.rescoring import judge_of
     from synthalign.tables import json_rows
 
     models = {row["model"] for _, row in json_rows(file) if isinstance(row.get("model"), str)}
-    return {"judge": ", ".join(sorted(models)) or "unknown", "judgements": str(file)}
+    return {"judge": ", ".join(sorted(models)) or "unknown"} | judge_of(file) | {"judgements": str(file)}
 
 
 def _judge(options: argparse.Namespace) -> "Judge":

@@ -280,3 +280,7 @@ class Judge(Protocol):
     ) -> list[Judgement]:
         """Rate each answer. ``contents`` lists what is in each image."""
         ...
+
+    def release(self) -> None:
+        """Free the memory of the weights, if there are any; the next call loads them again."""
+        ...

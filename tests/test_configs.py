@@ -20,6 +20,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 COUNTS = {
     "analysis_tokens": 3,
     "CHAIR/num_images": 2,
+    **{f"{part}/max_new_tokens": 8 for part in ("AMBER", "CHAIR")},
     "max_new_tokens": 72,
     "num_inference_steps": 2,
     "num_workers": 0,
@@ -43,6 +44,8 @@ def overlay(config: dict[str, Any], files: dict[str, Path], models: dict[str, Pa
             part = node.get("class_path", part).rpartition(".")[2]
             if part == "ArmoRMReward" and "model" in node:  # these go with the tokenizer
                 node = {**node, "answer_ids": armorm_ids(models[part])}
+            if part in ("AMBER", "CHAIR") and "images" in node:  # which allow descriptions of 512 tokens
+                node = {**node, "max_new_tokens": 512}
             if part == "DiffusionGenerator" and "model" in node:  # the small one has neither variants nor a T5
                 node = {**node, "variant": None, "without": ["text_encoder_3", "tokenizer_3"]}
             return {k: walk(v, f"pope/{k}" if k in SPLITS else k, part) for k, v in node.items()}

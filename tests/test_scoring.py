@@ -10,9 +10,11 @@ import servers
 import writers
 
 from synthalign.cli import main
+from synthalign.evals.mmhal import MMHal
 from synthalign.evals.pope import POPE
 from synthalign.evals.results import Results, write_results
 from synthalign.evals.samples import sample_rows
+from synthalign.world.judge import RuleJudge
 
 TWO = "pope --questions coco_pope_random.json coco_pope_adversarial.json --answers "
 BOTH = TWO + "answers_random.jsonl answers_adversarial.jsonl"
@@ -166,6 +168,17 @@ def test_saved_judgements_make_mmhals_figures_with_types_if_the_questions_are_th
     assert alone["metrics"] == {key: value for key, value in scored["metrics"].items() if "/" not in key}
 
 
+def test_the_judge_of_a_runs_samples_is_that_of_its_results(folder, capsys):
+    folder.joinpath("samples", "policy").mkdir(parents=True)
+    ours = [{"id": f"00{at}-{name}", "judged": True, "score": 4, "parsed": True, "judgement": ""}
+            for at, name in enumerate(["3fa", "0b1"])]  # fmt: skip
+    saved_answers.lines(folder / "samples" / "policy" / "mmhal.jsonl", *ours)
+    results = Results("test", None, {}, [])
+    write_results(folder / "results.json", results, [MMHal(file=Path("template.json"), images=None, judge=RuleJudge())])
+    about = printed(capsys, JUDGED + "samples/policy/mmhal.jsonl")["about"]
+    assert about == {**RuleJudge().about(), "judgements": "samples/policy/mmhal.jsonl"}
+
+
 def test_a_served_judge_rates_saved_answers_and_its_judgements_can_be_scored_again(folder, capsys):
     ratings = {"It is 3fa.": 5, "It is 0b1.": 1}
 
@@ -280,6 +293,7 @@ def test_a_spoilt_file_is_one_line_that_names_it(file, old, new, command, said, 
         (TWO + "answers_random.jsonl", "the questions are of random, adversarial, the answers of random;"),
         (TWO + "answers_random.jsonl random=a", "answers_random.jsonl and a are both of the split 'random'"),
         (ONE + "nowhere.jsonl", "no such file: nowhere.jsonl"),
+        (ONE + "x" * 300, "no such file: xxx"),
         (ONE + "amber", "amber is a folder, not a file"),
         (ONE + "answers_random.jsonl --num-images 3", "num_images=3"),
         (ONE + "answers_random.jsonl --seed x", "argument --seed: invalid int value: 'x'"),
@@ -293,6 +307,7 @@ def test_a_spoilt_file_is_one_line_that_names_it(file, old, new, command, said, 
         (MMHAL + " --judgements official.json", "one of the two"),
         ("mmhal --answers filled.json", "--answers need --questions"),
         (JUDGED + "official.json --judge-model x", "have their judge already"),
+        (JUDGED + "official.json --out x", "--out wants the answers beside their judgements"),
         ("mmhal --judgements official.json --out x", "--out and --num-images need --questions"),
         (MMHAL + " --judge-server http://127.0.0.1:9/v1", "--judge-server needs --served-model"),
         (MMHAL + " --judge-server http://127.0.0.1:9/v1 --judge-model x", "two judges"),

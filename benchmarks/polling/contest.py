@@ -116,7 +116,7 @@ def times(scene: Scene, dtype: str, num_rounds: int, loop_step: int, all_of_them
         scene: What is asked.
         dtype: Of the weights.
         num_rounds: In which each contender is timed once.
-        loop_step: One question at a time, only every so manyeth is answered, and the time scaled.
+        loop_step: One at a time, only one question in so many is answered, and the time scaled.
         all_of_them: By name; compared before.
     """
     whole, short = scene, replace(scene, new_tokens=1)

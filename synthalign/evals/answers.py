@@ -61,7 +61,7 @@ def matched(questions: Sequence[Question], answers: Mapping[str, Reply], source:
         wrong += [f"{len(foreign)} answers belong to no question ({_some(foreign)})"] if foreign else []
         raise ValueError(f"{source}: {'; '.join(wrong)}; is it the file of these questions?")
     replies = [answers[question.id] for question in questions]
-    if questions and all(_echoes(reply, question) for reply, question in zip(replies, questions, strict=True)):
+    if questions and _echo(questions, replies):
         raise ValueError(f"{source}: every answer is its question over again; give the file of the answers")
     return replies
 
@@ -104,14 +104,18 @@ def _margin(row: dict[str, Any], where: str) -> float | None:
     margin = row.get("yes_margin")
     if margin is None:
         return None
-    if type(margin) not in (int, float) or math.isnan(margin):
+    number = float(str(margin)) if type(margin) in (int, float) else math.nan  # as text: no int is too large then
+    if math.isnan(number):
         raise ValueError(f"{where}: 'yes_margin' must be a number or null, found {margin!r}")
-    return float(margin)
+    return number
 
 
-def _echoes(reply: Reply, question: Question) -> bool:
-    """Whether a reply is the question's text, but for the suffix that an evaluation may have put after it."""
-    return bool(reply.text) and question.text.startswith(reply.text)
+def _echo(questions: Sequence[Question], replies: Sequence[Reply]) -> bool:
+    """Whether every reply is its question, but for the one suffix that an evaluation may have put after them all."""
+    pairs = [(question.text, reply.text) for question, reply in zip(questions, replies, strict=True)]
+    return all(said and text.startswith(said) for text, said in pairs) and (
+        len({text.removeprefix(said) for text, said in pairs}) == 1
+    )
 
 
 def _some(ids: Sequence[str]) -> str:

@@ -1,10 +1,9 @@
 """What is in each image, as people have written it down: lists of objects, or COCO's instances."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from synthalign.tables import field, json_rows
+from synthalign.tables import field, json_rows, json_whole
 
 
 def read_objects(file: Path) -> dict[str, list[str]]:
@@ -29,8 +28,8 @@ def read_objects(file: Path) -> dict[str, list[str]]:
 
 def _coco(file: Path) -> dict[str, Any] | None:
     try:
-        whole = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        whole = json_whole(file)
+    except ValueError:
         return None  # lines, or unreadable: json_rows says where
     return whole if isinstance(whole, dict) and "annotations" in whole else None
 

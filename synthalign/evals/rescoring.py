@@ -1,6 +1,5 @@
 """The figures of a run over again, from the answers that it saved: what came out, and does it come out again?"""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from synthalign.evals.answers import matched, read_answers
 from synthalign.evals.mmhal import MMHal
 from synthalign.evals.mmhal.judgements import judgements_in
 from synthalign.evals.results import Metrics, Results, class_path
-from synthalign.tables import json_rows
+from synthalign.tables import json_rows, json_whole
 from synthalign.types import Eval, Judgement
 
 RESULTS = "results.json"
@@ -43,6 +42,9 @@ class PastJudge:
         """Refuse: nothing that is not judged is given to it."""
         raise AssertionError("a judge of the past was asked")
 
+    def release(self) -> None:
+        """Do nothing: it has no weights."""
+
 
 def rescored(run: Path) -> Rescored:
     """Score the saved answers of a run again, with the evaluations and settings that its results.json names.
@@ -57,15 +59,12 @@ def rescored(run: Path) -> Rescored:
         ValueError: A file is missing or not as it should be, or an evaluation cannot be built.
     """
     saved = _saved(run / RESULTS)
-    folders = [entry["samples"] for entry in saved["history"]]
-    if not folders:
-        folders = ["samples/policy"] if saved["before"] is None else ["samples/base", "samples/policy"]
+    past = _figures(saved)
+    folders = list(past)
     evals = [_evaluation(name, part, run / RESULTS) for name, part in saved["evals"].items()]
     metrics = {folder: _metrics(evals, run / folder) for folder in folders}
     before = metrics[folders[0]] if saved["before"] is not None else None
     history = [entry | {"metrics": metrics[entry["samples"]]} for entry in saved["history"]]
-    past = {entry["samples"]: entry["metrics"] for entry in saved["history"]}
-    past = past or {folders[0]: saved["before"] or {}, folders[-1]: saved["after"]}
     changed = [
         f"{folder} {key}"
         for folder in folders
@@ -77,16 +76,46 @@ def rescored(run: Path) -> Rescored:
     return Rescored(evals, results, sum(map(len, metrics.values())), changed)
 
 
+def judge_of(samples: Path) -> dict[str, str]:
+    """Say who judged the samples of a run, by its results.json; nothing where there is none that speaks of them.
+
+    Args:
+        samples: A file of one evaluation, where its run has put it.
+    """
+    folder = samples.absolute().parent
+    try:
+        saved = _saved(folder.parent.parent / RESULTS)
+    except ValueError:  # none, or not one of ours: others call a file so too
+        return {}
+    ours = f"{folder.parent.name}/{folder.name}" in _figures(saved) and samples.stem in saved["evals"]
+    return dict(saved["evals"][samples.stem]["about"]) if ours else {}
+
+
 def _saved(file: Path) -> dict[str, Any]:
+    """Read results.json, in which all is found that is looked for later."""
     if not file.is_file():
         raise ValueError(f"no {file}: give the folder of a fit, validate or test that came to its end")
+    saved: dict[str, Any] = json_whole(file)
     try:
-        saved = json.loads(file.read_bytes())
-        for key in ("stage", "before", "after", "history", "evals"):
+        for key in ("stage", "before", "after"):
             saved[key]
-    except (ValueError, RecursionError, TypeError, KeyError) as error:
+        for metrics in _figures(saved).values():
+            dict(metrics)
+        for part in saved["evals"].values():
+            part["class_path"]
+            dict(part["init_args"])
+            dict(part["about"])
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(f"{file}: not the results of a run ({type(error).__name__}: {error})") from None
     return saved
+
+
+def _figures(saved: Mapping[str, Any]) -> dict[str, Metrics]:
+    """Return all metrics of results.json, in order, by the folder of their samples."""
+    if saved["history"]:
+        return {entry["samples"]: entry["metrics"] for entry in saved["history"]}
+    before = {} if saved["before"] is None else {"samples/base": saved["before"]}
+    return before | {"samples/policy": saved["after"]}
 
 
 def _evaluation(name: str, part: Mapping[str, Any], file: Path) -> Eval:
@@ -94,9 +123,9 @@ def _evaluation(name: str, part: Mapping[str, Any], file: Path) -> Eval:
     from jsonargparse import ArgumentParser
 
     init_args = dict(part["init_args"])
-    if init_args.get("dataset") is None:  # the rows of one name no image: the folder does
+    if "images" in init_args:
         init_args["images"] = None
-    judged = part["class_path"] == class_path(MMHal) and init_args.pop("judge") is not None
+    judged = part["class_path"] == class_path(MMHal) and init_args.pop("judge", None) is not None
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--evaluation", type=Eval)
     try:

@@ -50,13 +50,19 @@ def width_of(tables: Sequence[Table], console: Console) -> int:
 
 
 def in_brief(evaluation: Eval, metrics: Metrics) -> str:
-    """Write the headline figures that have a better and a worse in one line: those of the whole, if there are any."""
-    shows = [one for one in headlines(evaluation, metrics) if one[1].better and not is_bound(one[0], metrics)]
+    """Write the headline figures that have a better and a worse in one line: those of the whole, if there are any.
+
+    What could not be read is no figure of the model, and left out.
+    """
+    shows = [
+        (key, legend)
+        for key, legend in headlines(evaluation, metrics)
+        if legend.better and not is_bound(key, metrics) and key != "n_unparsed"
+    ]
     of_all = [one for one in shows if one[0].partition("/")[0] in {"mean", one[0]}]
     return ", ".join(
         f"{key} {shown(metrics[key], key, legend)} {interval(key, metrics, legend)}".rstrip()
         for key, legend in of_all or shows
-        if key != "n_unparsed"
     )
 
 

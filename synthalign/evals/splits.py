@@ -1,5 +1,6 @@
 """Which file holds which split of a benchmark: as it is named, ``split=file``, or as the file's own name says."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def answers_of(named: Sequence[str], files: dict[str, Path]) -> dict[str, Path]:
 
 def _split(named: str) -> tuple[str, Path]:
     split, equals, file = named.partition("=")
-    if equals and not Path(named).exists():
+    if equals and not os.path.exists(named):  # Path's own raises where a name is too long
         return split, Path(file)
     stem = Path(named).stem
     return next((known for known in KNOWN if known in stem), stem), Path(named)

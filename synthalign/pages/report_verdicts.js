@@ -55,10 +55,10 @@ const legendOf = (evaluation, key) => ({ better: null, percent: false, headline:
 const arrowOf = (legend) => ({ high: " ↑", low: " ↓" })[legend.better] || "";
 const isBound = (key, metrics) => /_(low|high)$/.test(key) && key.replace(/_(low|high)$/, "") in metrics;
 
-/** Write a value as its legend says; with a sign, a difference. */
-function shownAs(value, key, legend, sign) {
+/** Write a value as its legend says; with a sign, a difference of two of which the larger is so large. */
+function shownAs(value, key, legend, sign, size = value) {
   if (!known(value)) return "–";
-  const text = legend.percent ? (100 * value).toFixed(1) : isCount(key) ? value.toFixed(0) : value.toFixed(3);
+  const text = legend.percent ? (100 * value).toFixed(1) : value.toFixed(isCount(key) ? 0 : Math.abs(size) < 10 ? 3 : 1);
   const signed = sign && value > 0 && Number(text) !== 0 ? `+${text}` : sign && Number(text) === 0 ? text.replace("-", "") : text;
   return signed.replace("-", "−") + (legend.percent ? (sign ? " pp" : " %") : "");
 }
@@ -67,7 +67,7 @@ function shownAs(value, key, legend, sign) {
 function changeCell(before, after, key, legend) {
   if (!known(before) || !known(after)) return el("td", { class: "number" }, "–");
   const better = legend.better === null || before === after ? null : (after > before) === (legend.better === "high");
-  return el("td", { class: `number ${better === null ? "" : better ? "won" : "lost"}` }, shownAs(after - before, key, legend, true),
+  return el("td", { class: `number ${better === null ? "" : better ? "won" : "lost"}` }, shownAs(after - before, key, legend, true, Math.max(Math.abs(before), Math.abs(after))),
     better === null ? null : el("span", { class: "heard" }, better ? " better" : " worse"));
 }
 
@@ -84,9 +84,9 @@ function countOf(key, metrics) {
   return metrics[group] === undefined ? metrics.n : metrics[group];
 }
 
-/** Return the metrics to show of an evaluation, in the order they come. Where no legend says, not those of each type. */
+/** Return the metrics to show of an evaluation, counts last. Where no legend says, not those of each type. */
 function headlines(evaluation, metrics) {
-  const keys = Object.keys(metrics).filter((key) => legendOf(evaluation, key).headline && !isBound(key, metrics));
+  const keys = Object.keys(metrics).filter((key) => legendOf(evaluation, key).headline && !isBound(key, metrics)).sort((a, b) => isCount(a) - isCount(b));
   if (Object.keys(evaluation.legend).length) return keys;
   const whole = keys.filter((key) => !key.includes("/") || key.startsWith("mean/"));
   return whole.length ? whole : keys;

@@ -6,7 +6,7 @@ from synthalign.tables.images import MAX_PIXELS, ImageColumn, ImageFiles, image_
 from synthalign.tables.pairset import PairRow, PairSet
 from synthalign.tables.prompts import PromptFile, PromptRow, read_prompts
 from synthalign.tables.reading import read_pairs
-from synthalign.tables.rows import field, json_rows
+from synthalign.tables.rows import field, json_rows, json_whole, text_in
 from synthalign.tables.writing import Format, write_pairs
 
 __all__ = [
@@ -30,9 +30,11 @@ __all__ = [
     "field",
     "image_in",
     "json_rows",
+    "json_whole",
     "open_image",
     "push_folder",
     "read_pairs",
     "read_prompts",
+    "text_in",
     "write_pairs",
 ]

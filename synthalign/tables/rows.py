@@ -1,6 +1,7 @@
 """Rows of JSON, with the place of each to name in a message."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,14 +14,7 @@ def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         ValueError: The file is missing, malformed (the line is named), or holds something else than objects.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} is a folder, not a file" if path.is_dir() else f"no such file: {path}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text at byte {error.start}") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+    text = text_in(path)
     if text.lstrip().startswith("["):
         suspect = bool(_HALF.search(text))  # asked once: the text is that of all items
         for number, row in enumerate(_parsed(text, str(path), count_lines=True), 1):
@@ -32,6 +26,32 @@ def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if line.strip():
             where = f"{path}, line {number}"
             yield where, parse_row(line, where)
+
+
+def json_whole(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
+    """Read a file that is one JSON value.
+
+    Raises:
+        ValueError: The file is missing, or malformed (the line is named).
+    """
+    text = text_in(path)
+    return _texts_only(_parsed(text, str(path), count_lines=True), str(path), suspect=bool(_HALF.search(text)))
+
+
+def text_in(path: Path) -> str:
+    """Read a text file.
+
+    Raises:
+        ValueError: It is missing, a folder, cannot be read, or is no UTF-8 text.
+    """
+    if not os.path.isfile(path):  # Path's own raises where a name is too long
+        raise ValueError(f"{path} is a folder, not a file" if os.path.isdir(path) else f"no such file: {path}")
+    try:
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text at byte {error.start}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
 
 
 def parse_row(text: str, where: str) -> dict[str, Any]:
@@ -61,17 +81,18 @@ def _checked(row: Any, where: str, *, suspect: bool) -> dict[str, Any]:  # noqa:
     """Return a row that is an object of text; ``suspect``: it was written with escapes that may be no text."""
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected an object, found {type(row).__name__}")
-    if suspect and _has_half_characters(row):
-        raise ValueError(f"{where}: holds half of a surrogate pair (\\ud800 to \\udfff), which is no text")
+    _texts_only(row, where, suspect=suspect)
     return row
 
 
-def _has_half_characters(row: dict[str, Any]) -> bool:
+def _texts_only(value: Any, where: str, *, suspect: bool) -> Any:  # noqa: ANN401
+    """Return a value whose texts all are some; ``suspect``: it was written with escapes that may be no text."""
     try:
-        json.dumps(row, ensure_ascii=False).encode()
+        if suspect:
+            json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return True
-    return False
+        raise ValueError(f"{where}: holds half of a surrogate pair (\\ud800 to \\udfff), which is no text") from None
+    return value
 
 
 def field(row: dict[str, Any], name: str, where: str) -> str:

@@ -110,6 +110,7 @@ class LLM:
 
         Raises:
             ValueError: The tokenizer does not tell the choices apart by one token.
+            FloatingPointError: The model's logits are no finite numbers.
         """
         rows = [self._forked(self.prompt(one) + start, choices) for one, start in zip(prompts, begun, strict=True)]
         order = sorted(range(len(rows)), key=lambda row: (len(rows[row][0]), row))

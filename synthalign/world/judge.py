@@ -35,6 +35,9 @@ class RuleJudge:
         rows = zip(contents, questions, references, answers, strict=True)
         return [Judgement(score, f"{why} Rating: {score}", True) for score, why in (_rate(*row) for row in rows)]
 
+    def release(self) -> None:
+        """Do nothing: rules have no weights."""
+
 
 def _rate(contents: Sequence[str], question: str, reference: str, answer: str) -> tuple[int, str]:
     if words(answer) == words(reference):

@@ -1,5 +1,6 @@
 """When a fit is evaluated, what monitors see of it, and that a resumed run comes to what an undisturbed one does."""
 
+import csv
 import json
 import shutil
 
@@ -153,6 +154,10 @@ def test_a_run_resumed_at_its_very_end_still_ends_with_results(tmp_path):
     results = [json.loads((tmp_path / name / "run" / "results.json").read_text()) for name in ("whole", "second")]
     assert results[0]["after"] == results[1]["after"]
     assert len(results[1]["history"]) == 2
+    for entry in results[1]["history"]:
+        assert (tmp_path / "second" / "run" / entry["samples"] / "pope.jsonl").is_file()
+    with (tmp_path / "second" / "run" / "metrics.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file) if row[F1]] == ["0", "4"]
 
 
 def test_samples_that_are_gone_are_named(tmp_path, capsys):

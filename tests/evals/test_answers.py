@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,7 @@ def test_a_whole_number_is_an_id_however_it_is_written(tmp_path):
         ({"id": 1, "text": "Yes", "yes_margin": "1.5"}, "'yes_margin' must be a number or null, found '1.5'"),
         ({"id": 1, "text": "Yes", "yes_margin": True}, "'yes_margin' must be a number or null, found True"),
         ({"id": 1, "text": "Yes", "truncated": "no"}, "'truncated' must be true or false, found 'no'"),
+        ({"id": 1, "text": "Yes", "yes_margin": []}, "'yes_margin' must be a number or null, found []"),
         ({"id": "0", "text": "Yes"}, "a second answer to '0'; ids must differ"),
     ],
 )
@@ -123,3 +125,13 @@ def test_a_question_file_is_no_answers_file():
         matched(questions, echo, Path("f"))
     assert matched(questions, echo | {"a": Reply("")}, Path("f"))[0] == Reply("")
     assert matched([], {}, Path("f")) == []
+
+
+def test_replies_that_are_their_questions_first_words_are_replies():
+    questions = [*asked("a", text="Is there a cup?"), *asked("b", text="Is the cup red?")]
+    assert matched(questions, dict.fromkeys("ab", Reply("Is")), Path("f")) == [Reply("Is")] * 2
+
+
+def test_a_margin_beyond_all_floats_is_without_end(tmp_path):
+    rows = ({"id": "a", "text": "Yes", "yes_margin": 10**400}, {"id": "b", "text": "No", "yes_margin": float("-inf")})
+    assert [reply.yes_margin for reply in read_answers(saved(tmp_path, *rows)).values()] == [math.inf, -math.inf]

@@ -7,7 +7,7 @@ import saved_answers
 
 from synthalign.evals.mmhal import MMHal
 from synthalign.evals.pope import POPE
-from synthalign.evals.rescoring import rescored
+from synthalign.evals.rescoring import judge_of, rescored
 from synthalign.evals.results import Results, write_results
 from synthalign.evals.samples import sample_rows
 from synthalign.types import Judgement, Reply
@@ -22,6 +22,9 @@ class ByLength:
 
     def judge(self, contents, questions, references, answers):
         return [Judgement(min(len(answer), 6), "", True) for answer in answers]
+
+    def release(self):
+        pass
 
 
 def evals_of(folder, judge):
@@ -110,6 +113,11 @@ def test_an_answer_that_is_gone_is_an_error(fit):
     ("spoil", "said"),
     [
         (lambda saved: saved.pop("evals"), r"results\.json: not the results of a run \(KeyError: 'evals'\)"),
+        (lambda saved: saved["history"][1].pop("samples"), r"not the results of a run \(KeyError: 'samples'\)"),
+        (lambda saved: saved["evals"]["mmhal"].pop("about"), r"not the results of a run \(KeyError: 'about'\)"),
+        (lambda saved: saved.pop("before"), r"not the results of a run \(KeyError: 'before'\)"),
+        (lambda saved: saved.update(history=3), r"not the results of a run \(TypeError"),
+        (lambda saved: saved.update(evals=[3]), r"not the results of a run \(AttributeError"),
         (lambda saved: saved["evals"]["pope"].update(class_path="gone.POPE"), r"'pope' cannot be built again.*gone"),
         (lambda saved: saved["evals"]["pope"]["init_args"].update(fil="x"), r"'pope' cannot be built again.*fil"),
         (lambda saved: saved["evals"]["pope"]["init_args"].update(files={}), r"'pope' cannot be built again"),
@@ -122,6 +130,15 @@ def test_results_that_say_too_little_are_an_error(spoil, said, fit):
     (run / "results.json").write_text(json.dumps(saved))
     with pytest.raises(ValueError, match=f"(?s){said}"):
         rescored(run)
+
+
+def test_who_judged_a_samples_file_stands_in_the_results_of_its_run(fit):
+    run, _ = fit
+    samples = run / "samples" / "1" / "mmhal.jsonl"
+    assert judge_of(samples) == {"judge": "by length", "judge_revision": "2", "judge_prompt": "none"}
+    assert judge_of(run / "samples" / "7" / "mmhal.jsonl") == judge_of(samples.with_name("other.jsonl")) == {}
+    (run / "results.json").write_text("[]")  # another tool's
+    assert judge_of(samples) == {}
 
 
 def test_a_folder_without_results_is_an_error(tmp_path):

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 import pytest
 
 from synthalign.evals.legend import Legend
-from synthalign.evals.sheet import sheet
+from synthalign.evals.sheet import in_brief, sheet
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,14 @@ def test_groups_of_other_metrics_have_a_table_of_their_own():
     ]
     assert [str(column.header) for column in tables[1].columns] == ["metric", "a", "b", "mean"]
     assert [table.title for table in tables] == ["told", None]
+
+
+def test_in_brief_the_whole_is_said_or_its_groups_and_never_what_was_left_unread():
+    whole = {"a/good": 0.5, "score": 2.0, "n_unparsed": 1.0}
+    assert in_brief(TOLD, whole) == "score 2.000"
+    told: Any = Told()
+    object.__setattr__(told, "legend", (*Told.legend[:2], Legend("n_unparsed", "low")))
+    assert in_brief(told, {"a/good": 0.5, "b/good": 0.25, "n_unparsed": 1.0}) == "a/good 50.0 %, b/good 25.0 %"
 
 
 @pytest.mark.parametrize("metrics", [{}, {"a/b/good": 1.0}])

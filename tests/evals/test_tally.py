@@ -19,6 +19,9 @@ class Echo:
     def judge(self, contents, questions, references, answers):
         return [parse_rating(answer) for answer in answers]
 
+    def release(self):
+        pass
+
 
 @pytest.fixture
 def evals(tmp_path, images):

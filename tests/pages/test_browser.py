@@ -93,15 +93,20 @@ def run(tmp_path_factory):
         ]
         unjudged = [yes_no(1, HOSTILE) | {"correct": None}]
         metrics = {
+            "pope/n_unparsed": 2.0,
             "pope/accuracy": (end - start) / 40,
             "pope/n": 40.0,
             "pope/even/f1": 0.5,
             "pope/odd/f1": 0.25 * epoch,
+            "pope/words": 9.5 + 2.5 * epoch,
         }
         made.sit(epoch, {"pope": rows, "mmhal": unjudged}, metrics)
     made.evals["pope"] = {
         "about": {"parser": HOSTILE},
-        "legend": {"accuracy": {"better": "high", "percent": True, "headline": True}},
+        "legend": {
+            "n_unparsed": {"better": "low", "percent": False, "headline": True},
+            "accuracy": {"better": "high", "percent": True, "headline": True},
+        },
     }
     made.evals["mmhal"] = {"about": {"judge": "none"}}
     (made.root / "metrics.csv").write_text("step,train/loss\n1,0.7\n2,0.6\n")
@@ -118,6 +123,7 @@ def test_the_report_sets_both_sides_beside_each_other(dom):
     seen = body(dom)
     said = texts(seen)
     assert "accuracy ↑ 30.0 % 75.0 % +45.0 pp better 40" in said
+    assert "words 9.500 14.5 +5.0 40 n_ unparsed ↓ 2 2 0 40" in said  # counts last, and no digits that say nothing
     # 12 right at first, 30 at last, 7 of them the same
     assert "was right 7 still right 5 made wrong was wrong 23 made right 5 still wrong" in said
     p = 2 * sum(Fraction(comb(28, k), 2**28) for k in range(6))
@@ -159,7 +165,8 @@ def test_any_evaluation_is_compared_with_any_other(run, tmp_path):
     """
     # 22 right then, 30 now, 20 of them the same
     assert use(run, tmp_path, script) == [
-        "accuracy\u00a0↑55.0 %75.0 %+20.0 pp better40even/f10.5000.5000.00040odd/f10.2500.500+0.25040",
+        "accuracy\u00a0↑55.0 %75.0 %+20.0 pp better40even/f10.5000.5000.00040odd/f10.2500.500+0.25040"
+        "words12.014.5+2.540n_unparsed\u00a0↓22040",
         "was right20still right2made wrongwas wrong10made right8still wrong",
         "22right18wrong",
     ]

@@ -2,10 +2,11 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 
-from synthalign.tables import json_rows
+from synthalign.tables import json_rows, json_whole, text_in
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,20 @@ def test_text_that_is_not_utf8_or_not_there_is_one_line(tmp_path):
     path.write_bytes('{"id": "é"}'.encode("latin-1"))
     with pytest.raises(ValueError, match=r"rows\.json: not UTF-8 text at byte 8$"):
         list(json_rows(path))
+    with pytest.raises(ValueError, match=r"is a folder, not a file$"):
+        text_in(tmp_path)
+    with pytest.raises(ValueError, match=r"^no such file: xxx"):
+        text_in(Path("x" * 300))
+
+
+def test_a_file_that_is_one_value_is_read_whole_or_its_line_is_named(tmp_path):
+    path = tmp_path / "whole.json"
+    path.write_text('\ufeff{"a": [1,\n2]}', encoding="utf-8")
+    assert json_whole(path) == {"a": [1, 2]}
+    for text, said in (('{"a":\n]', r", line 2: malformed JSON"), ('{"a": "\\ud83d"}', ": holds half of a surrogate")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=rf"whole\.json{said}"):
+            json_whole(path)
 
 
 def test_lines_end_at_newlines_only_and_a_byte_order_mark_is_no_text(tmp_path):

@@ -91,7 +91,7 @@ def answers(network: Any, chat: Chat, rows: list[tuple[int, str]], *, synced: bo
 def main() -> None:
     """Be the second rank."""
     torch.set_num_threads(1)
-    asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    asked = json.loads(sys.stdin.readline())
     folder, store, said = Path(asked["folder"]), Path(asked["store"]), Path(asked["said"])
     found = {}
     with rank_of_two(1, store):

@@ -37,28 +37,30 @@ def uneven(network: Any, chat: Any) -> tuple[int, list[Any], list[Any]]:
 
 @pytest.mark.filterwarnings("ignore:.*has both parameters with requires_grad=True and False")
 def test_two_ranks_that_share_the_weights_reply_as_one_that_has_them(tiny_llava, chat, tmp_path):
-    asked: dict[str, Any] = {}
-    expected, mine = {}, {}
-    for name in ("bare", "adapted", "fsdp"):
-        network = model_of(tiny_llava, None, adapted=name != "bare")
-        stop, short, long = uneven(network, chat)
-        network.generation_config.eos_token_id = stop
-        # the ranks change places, so that each has to wait for the other
-        mine[name], theirs = (short, long) if name == "bare" else (long, short)
-        asked[name] = stop, theirs
-        expected[name] = [answers(network, chat, rows, synced=False) for rows in (mine[name], theirs)]
-        ended = [{one.truncated for one in replies} for replies in expected[name]]
-        assert ended == ([{False}, {True}] if name == "bare" else [{True}, {False}])
-    there = {"folder": str(tiny_llava), "store": str(tmp_path / "store"), "said": str(tmp_path / "said.json")}
-    (tmp_path / "asked.json").write_text(json.dumps(there | {"rows": asked}), encoding="utf-8")
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    other = subprocess.Popen(
-        [sys.executable, "-m", "vlm.in_step", str(tmp_path / "asked.json")],
+    other = subprocess.Popen(  # it imports while this one works out what to expect
+        [sys.executable, "-m", "vlm.in_step"],
         env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    asked: dict[str, Any] = {}
+    expected, mine = {}, {}
+    there = {"folder": str(tiny_llava), "store": str(tmp_path / "store"), "said": str(tmp_path / "said.json")}
     with other:
+        for name in ("bare", "adapted", "fsdp"):
+            network = model_of(tiny_llava, None, adapted=name != "bare")
+            stop, short, long = uneven(network, chat)
+            network.generation_config.eos_token_id = stop
+            # the ranks change places, so that each has to wait for the other
+            mine[name], theirs = (short, long) if name == "bare" else (long, short)
+            asked[name] = stop, theirs
+            expected[name] = [answers(network, chat, rows, synced=False) for rows in (mine[name], theirs)]
+            ended = [{one.truncated for one in replies} for replies in expected[name]]
+            assert ended == ([{False}, {True}] if name == "bare" else [{True}, {False}])
+        assert other.stdin is not None
+        print(json.dumps(there | {"rows": asked}), file=other.stdin, flush=True)
         with rank_of_two(0, tmp_path / "store"):
             for name, (stop, _) in asked.items():
                 assert alike(shared_answers(name, tiny_llava, stop, mine[name]), expected[name][0])

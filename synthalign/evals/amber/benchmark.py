@@ -107,6 +107,7 @@ class AMBER:
         Legend("*/recall", "high", percent=True, headline=False),
         Legend("*/f1", "high", percent=True, headline=False),
         Legend("*/n_unparsed", "low", headline=False),
+        *(Legend(key, headline=False) for key in ("*/n", "n")),
     )
 
     def questions(self) -> Sequence[Question]:

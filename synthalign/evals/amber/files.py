@@ -1,13 +1,12 @@
 """AMBER's files as they are published: which questions there are, and what is right about each."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from synthalign.evals.questions import image_of
-from synthalign.tables import field, json_rows
+from synthalign.tables import field, json_rows, json_whole, text_in
 from synthalign.types import Question
 
 GENERATIVE = "generative"
@@ -48,12 +47,12 @@ def read_words(folder: Path) -> Words:
         ValueError: One is missing or not as it should be.
     """
     relation, safe = folder / "relation.json", folder / "safe_words.txt"
-    related = _whole(relation)
+    for file in (relation, safe):
+        _check_there(file)
+    related = json_whole(relation)
     if not isinstance(related, dict) or not all(_is_words(words) for words in related.values()):
         raise ValueError(f"{relation}: must be one JSON object, a list of words for every word")
-    if not safe.is_file():
-        raise ValueError(f"no such file: {safe}; {WANTED}")
-    return Words(related, frozenset(line for line in safe.read_text(encoding="utf-8").split("\n") if line))
+    return Words(related, frozenset(line for line in text_in(safe).split("\n") if line))
 
 
 def read_questions(folder: Path, query: Path, images: Path | None, suffix: str) -> list[Question]:
@@ -73,8 +72,7 @@ def read_questions(folder: Path, query: Path, images: Path | None, suffix: str) 
         ValueError: A file, a row or an image is not as it should be; the message names it.
     """
     for file in (query, folder / "annotations.json"):
-        if not file.is_file():
-            raise ValueError(f"no such file: {file}; {WANTED}")
+        _check_there(file)
     truths = _read_annotations(folder / "annotations.json")
     questions: dict[str, Question] = {}
     for where, row in json_rows(query):
@@ -94,7 +92,7 @@ def read_questions(folder: Path, query: Path, images: Path | None, suffix: str) 
 def _read_annotations(file: Path) -> dict[str, tuple[str, Any]]:
     truths: dict[str, tuple[str, Any]] = {}
     for where, row in json_rows(file):
-        number, kind, truth = _number(row, where), KINDS.get(row.get("type", "")), row.get("truth")
+        number, kind, truth = _number(row, where), KINDS.get(str(row.get("type"))), row.get("truth")
         if number in truths:
             raise ValueError(f"{where}: id {number} stands twice; ids must differ")
         if kind is None:
@@ -121,10 +119,6 @@ def _is_words(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
-def _whole(file: Path) -> Any:  # noqa: ANN401 - whatever the file holds
+def _check_there(file: Path) -> None:
     if not file.is_file():
         raise ValueError(f"no such file: {file}; {WANTED}")
-    try:
-        return json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: malformed JSON: {error}") from None

@@ -1,12 +1,11 @@
 """Captions that were saved by image, as CHAIR's own scripts take and write them."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from synthalign.evals.answers import read_answers
-from synthalign.tables import field, json_rows
+from synthalign.tables import field, json_rows, json_whole
 from synthalign.types import Reply
 
 WRAPPED = ("imgToEval", "sentences")
@@ -54,8 +53,8 @@ def ids_of(image: str) -> list[str]:
 
 def _wrapped(file: Path) -> list[Any] | None:
     try:
-        whole = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        whole = json_whole(file)
+    except ValueError:
         return None  # lines, or unreadable: json_rows says where
     rows = next((whole[key] for key in WRAPPED if key in whole), None) if isinstance(whole, dict) else None
     return list(rows.values()) if isinstance(rows, dict) else rows if isinstance(rows, list) else None

@@ -42,7 +42,7 @@ class CHAIR:
         images: Folder of the images that the file names; null: they are not at hand, which is enough to score saved
             answers.
         synonyms: Text file, one object a line: its name, then its synonyms, separated by commas.
-        words: How mentions are found: ``PlainWords``, the default, or ``chair_wordnet.WordNetWords``.
+        words: How mentions are found: ``chair.words.PlainWords``, the default, or ``chair.lemmas.WordNetWords``.
         question: Asked about an image whose row has no question of its own. The default is that of shikiw/OPERA at
             61426ef, chair_eval.py.
         max_new_tokens: Length limit of a caption, tokens.

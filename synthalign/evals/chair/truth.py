@@ -15,6 +15,7 @@ from synthalign.evals.chair.answers import captions_by_image, ids_of
 from synthalign.evals.chair.words import PlainWords, Words, plain, read_synonyms
 from synthalign.evals.objects import read_objects
 from synthalign.store import write_atomically
+from synthalign.tables import field, json_whole
 
 
 def write(
@@ -82,17 +83,13 @@ def _images_of(answers: Path, images: list[str]) -> list[str]:
 
 def _captions(file: Path) -> dict[str, list[str]]:
     """Read COCO's captions by the images' names."""
-    try:
-        whole = json.loads(file.read_bytes())
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: malformed JSON: {error}") from None
+    whole = json_whole(file)
     try:
         images: dict[Any, str] = {image["id"]: image["file_name"] for image in whole["images"]}
         said: dict[str, list[str]] = {}
-        for row in whole["annotations"]:
-            said.setdefault(images[row["image_id"]], []).append(row["caption"])
-    except (KeyError, TypeError) as error:
+        for number, row in enumerate(whole["annotations"], 1):
+            caption = field(row, "caption", f"{file}, annotations, item {number}")
+            said.setdefault(images[row["image_id"]], []).append(caption)
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: not as COCO writes captions: {error!r} in its images or annotations") from None
     return said

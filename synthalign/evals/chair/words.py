@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from synthalign.tables import text_in
+
 
 class Words(Protocol):
     """A variant of CHAIR: how the listed words are found in a caption."""
@@ -59,13 +61,11 @@ def read_synonyms(file: Path) -> dict[str, str]:
         more to the word, as the original script reads them; case is kept too.
 
     Raises:
-        ValueError: The file is missing or empty, or a word stands for two objects.
+        ValueError: The file is missing, no text or empty, or a word stands for two objects.
     """
-    if not file.is_file():
-        raise ValueError(f"no such file: {file}")
     listed: dict[str, str] = {}
     meaning: dict[str, str] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):
+    for number, line in enumerate(text_in(file).split("\n"), 1):
         words = [word for word in re.split(", ?", line.strip()) if word.strip()]
         for word in words:
             name = meaning.setdefault(plain(word), plain(words[0]))

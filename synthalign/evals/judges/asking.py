@@ -102,7 +102,7 @@ def prompt_in(file: Path | None) -> str:
     marks = [f"<{name}>" for name in FIELDS]
     try:
         filled = _fill(text, marks)
-    except (AttributeError, KeyError, IndexError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(
             f"{file}: cannot be filled in ({type(error).__name__}: {error}); its fields are {_named()}, or four empty "
             "ones, and other braces are written twice"

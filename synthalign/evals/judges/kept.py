@@ -90,10 +90,8 @@ class KeptJudgements:
         return [known[name] for name in names]
 
     def release(self) -> None:
-        """Free the memory of the judge's weights, if it has any."""
-        release = getattr(self.inner, "release", None)
-        if release is not None:
-            release()
+        """Free the memory of the judge's weights."""
+        self.inner.release()
 
     @cached_property
     def _by(self) -> str:

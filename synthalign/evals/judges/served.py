@@ -73,6 +73,10 @@ class ServedJudge:
             )
         return judgements
 
+    def release(self) -> None:
+        """Do nothing: the server holds the weights."""
+        self.server.release()
+
     @cached_property
     def _prompt(self) -> str:
         return prompt_in(self.prompt)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from synthalign.evals.answers import matched, read_answers
 from synthalign.evals.legend import Legend
-from synthalign.evals.mme.files import read_results, read_task
+from synthalign.evals.mme.files import PAIR, read_results, read_task
 from synthalign.evals.questions import subset
 from synthalign.types import Question, Reply
 
@@ -24,8 +24,6 @@ HALLUCINATION = ("existence", "count", "position", "color")
 
 TASK = ("n", "n_correct", "n_unparsed")
 """What is summed of each task; of each image it is its questions and the right ones among them."""
-
-PER_IMAGE = 2
 
 
 def parse_answer(reply: str) -> str:
@@ -71,6 +69,7 @@ class MME:
         Legend("*/accuracy_plus", "high", percent=True, headline=False),
         Legend("n_unparsed", "low"),
         Legend("*/n_unparsed", "low", headline=False),
+        *(Legend(key, headline=False) for key in ("*/n", "n")),
     )
 
     def __post_init__(self) -> None:
@@ -134,7 +133,7 @@ class MME:
         for task, cells in zip(self.tasks, total[:start].view(len(self.tasks), len(TASK)).tolist(), strict=True):
             n, correct, unparsed = cells
             images = [total[start + 2 * place :][:2].tolist() for key, place in self._places.items() if key[0] == task]
-            both = sum(right == PER_IMAGE for _, right in images)
+            both = sum(right == PAIR for _, right in images)
             accuracy = correct / max(n, 1)
             plus = both / max(sum(asked > 0 for asked, _ in images), 1)
             rates = {"score": 100 * accuracy + 100 * plus, "accuracy": accuracy, "accuracy_plus": plus}

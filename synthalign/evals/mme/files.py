@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from synthalign.evals.questions import image_of
+from synthalign.tables import text_in
 from synthalign.types import Question, Reply
 
 IMAGE_SUFFIXES = (".jpg", ".png", ".jpeg")
@@ -76,7 +77,7 @@ def read_results(path: Path, tasks: Sequence[str], questions: Sequence[Question]
             number = where if question is None else question.id
             if number in answers:
                 raise ValueError(f"{where}: a second answer to {number!r}")
-            answers[number] = Reply(answer, False, None)
+            answers[number] = Reply(answer)
     return answers
 
 
@@ -99,15 +100,9 @@ def _released(folder: Path) -> list[tuple[str, str, str, str]]:
 
 
 def _columns(file: Path, count: int) -> list[tuple[str, list[str]]]:
-    if not file.is_file():
-        raise ValueError(f"no such file: {file}")
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 text at byte {error.start}") from None
     rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        columns, where = line.removesuffix("\r").split("\t"), f"{file}, line {number}"
+    for number, line in enumerate(text_in(file).split("\n"), 1):
+        columns, where = line.split("\t"), f"{file}, line {number}"
         if columns == [""]:
             continue
         if len(columns) != count:

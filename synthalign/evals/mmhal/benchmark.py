@@ -141,15 +141,15 @@ class MMHal:
             return [{"correct": None, "judged": False} for _ in questions]
         if not questions:
             return []
-        judgements = self.judge.judge(
-            [question.truth["contents"] for question in questions],
-            [question.text for question in questions],
-            [question.truth["reference"] for question in questions],
-            [reply.text for reply in replies],
-        )
-        release = getattr(self.judge, "release", None)
-        if release is not None:  # a local judge's weights must not stand beside a model in training
-            release()
+        try:
+            judgements = self.judge.judge(
+                [question.truth["contents"] for question in questions],
+                [question.text for question in questions],
+                [question.truth["reference"] for question in questions],
+                [reply.text for reply in replies],
+            )
+        finally:  # a judge that failed must not stand beside a model in training either
+            self.judge.release()
         return self.judged(questions, judgements)
 
     def judged(self, questions: Sequence[Question], judgements: Sequence[Judgement]) -> list[dict[str, Any]]:
@@ -222,7 +222,10 @@ class MMHal:
     def _image(self, row: dict[str, Any], where: str, by_stem: dict[str, list[str]]) -> Path:
         """Find an image under the last part of its URL, or its own relative path, or by its id."""
         source = field(row, "image_src", where)
-        name = PurePosixPath(unquote(urlparse(source).path)).name if "://" in source else source
+        try:
+            name = PurePosixPath(unquote(urlparse(source).path)).name if "://" in source else source
+        except ValueError as error:
+            raise ValueError(f"{where}: 'image_src' is no URL ({error}): {source!r}") from None
         same_id = by_stem.get(str(row.get("image_id")), [])
         if self.images is not None and len(same_id) == 1 and not (name and (self.images / name).is_file()):
             name = same_id[0]

@@ -56,7 +56,7 @@ def _said(row: dict[str, Any], where: str) -> str:
 
 
 def _ours(row: dict[str, Any], where: str) -> Judgement:
-    if row.get("judged") is False:
+    if row.get("judged") is False or ("correct" in row and row["correct"] is None):
         raise ValueError(
             f"{where}: not judged yet; give the file as answers, and a judge: synthalign score mmhal --questions FILE "
             "--answers FILE --judge-server URL --served-model NAME"

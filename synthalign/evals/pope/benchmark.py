@@ -179,16 +179,17 @@ class POPE:
 
     @cached_property
     def _questions(self) -> tuple[Question, ...]:
-        splits = self._rows  # wrong rows are refused before any image is written
-        paths = self._written_images() if self.dataset and self.images else {}
+        folder = None if self.dataset else self.images
         questions = []
-        for split, rows in splits.items():
+        paths: dict[str, Path] = {}
+        for split, rows in self._rows.items():
             for row in rows:
                 if row.image not in paths:
-                    paths[row.image] = image_of(None if self.dataset else self.images, row.image, row.where)
+                    paths[row.image] = image_of(folder, row.image, row.where)
                 text = row.text + self.suffix
                 questions.append(Question(f"{split}/{row.number}", paths[row.image], text, split, row.label))
-        return subset(questions, self.num_images, self.seed, self.name)
+        asked = subset(questions, self.num_images, self.seed, self.name)
+        return self._with_written_images(asked) if self.dataset and self.images else asked
 
     @cached_property
     def _rows(self) -> dict[str, list[PopeRow]]:
@@ -212,11 +213,13 @@ class POPE:
         assert self.dataset is not None
         return parquet_of(self.dataset)
 
-    def _written_images(self) -> dict[str, Path]:
+    def _with_written_images(self, asked: Sequence[Question]) -> tuple[Question, ...]:
+        """Write the images that are asked about; the questions name them by the dataset's names so far."""
         from synthalign.evals.pope.hub import write_images
 
         assert self.images is not None
-        return write_images(self._parquet, self.images)
+        paths = write_images(self._parquet, self.images, {str(question.image) for question in asked})
+        return tuple(question._replace(image=paths[str(question.image)]) for question in asked)
 
     def _check_splits(self, splits: Iterable[str]) -> None:
         if bad := [split for split in splits if not split or "/" in split or split == "mean"]:

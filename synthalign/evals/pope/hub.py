@@ -7,7 +7,7 @@ import hashlib
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,13 @@ def rows_of(files: Sequence[Path]) -> dict[str, list[PopeRow]]:
     return splits
 
 
-def write_images(files: Sequence[Path], folder: Path) -> dict[str, Path]:
+def write_images(files: Sequence[Path], folder: Path, names: Collection[str]) -> dict[str, Path]:
     """Write each image once, its encoded bytes unchanged, named by ``image_source``; what is there already stays.
+
+    Args:
+        files: The table's.
+        folder: Where the images go.
+        names: Which of them are wanted.
 
     Returns:
         The images' paths by ``image_source``.
@@ -92,6 +97,8 @@ def write_images(files: Sequence[Path], folder: Path) -> dict[str, Path]:
     for file in files:
         for where, row in _rows(file, ("image_source", "image")):
             name, cell = str(row["image_source"]), row["image"]
+            if name not in names:
+                continue
             content = cell.get("bytes") if isinstance(cell, dict) else cell
             if not isinstance(content, bytes) or not content:
                 raise ValueError(f"{where}: there is no image in column 'image'")

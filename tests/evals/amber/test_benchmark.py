@@ -196,6 +196,7 @@ def test_answers_must_match_the_questions_one_to_one(data, tmp_path):
         ({"queries": []}, "no questions"),
         ({"annotations": [*ANNOTATIONS, ANNOTATIONS[0]]}, "item 9: id 1 stands twice"),
         ({"annotations": [{"id": 1, "type": "odd", "truth": "no"}]}, "'type' must be one of"),
+        ({"annotations": [{"id": 1, "type": [], "truth": "no"}]}, "'type' must be one of"),
         ({"annotations": [{"id": 1, "type": "relation", "truth": "No"}]}, "'truth' must be 'yes' or 'no'"),
         ({"annotations": [{"id": 1, "type": "generative", "truth": ["dog"]}]}, "must be lists of objects"),
         ({"related": {key: [] for key in RELATED if key != "dog"}}, "no 'dog', which annotation 1 names"),
@@ -211,6 +212,12 @@ def test_a_file_that_is_not_as_it_should_be_is_named(tmp_path, change, message):
 def test_a_missing_file_says_which_folder_is_wanted(data, name):
     (data / name).unlink()
     with pytest.raises(ValueError, match=rf"no such file: .*{name}; the folder must be the `data`"):
+        AMBER(folder=data, images=None).questions()
+
+
+def test_safe_words_that_are_no_text_are_named(data):
+    (data / "safe_words.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"safe_words\.txt: not UTF-8 text at byte 0"):
         AMBER(folder=data, images=None).questions()
 
 

@@ -1,11 +1,11 @@
 """The original's way to find nouns, with nltk's own classes reading a small tagger and a small WordNet."""
 
-import json
 import sys
 from pathlib import Path
 
 import nltk.data  # type: ignore[import-untyped]
 import pytest
+from evals import small_nltk
 
 from synthalign.evals.amber.lemmas import WordNetNouns
 
@@ -13,32 +13,11 @@ VOCABULARY = frozenset({"man", "tree", "gas", "glass", "knife", "watch", "sungla
 
 TAGS = {"NN": "man tree Tree watch gas", "NNS": "trees Trees glasses knives men sunglasses", "VB": "watches", "DT": "a"}
 NOUNS = "ga gas glass glasses knife man men sunglass sunglasses tree watch"
-IRREGULAR = "knives knife\nmen man\n"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What nltk's downloader makes: a tagger that knows its words by heart, and a WordNet of nouns alone."""
-    sentences = tmp_path / "tokenizers" / "punkt_tab" / "english"
-    sentences.mkdir(parents=True)
-    for name in ("collocations.tab", "sent_starters.txt", "abbrev_types.txt", "ortho_context.tab"):
-        (sentences / name).write_text("")
-    tagger = tmp_path / "taggers" / "averaged_perceptron_tagger_eng"
-    tagger.mkdir(parents=True)
-    by_heart = {word: tag for tag, words in TAGS.items() for word in words.split()}
-    for name, content in (("weights", {}), ("tagdict", by_heart), ("classes", [*TAGS])):
-        (tagger / f"averaged_perceptron_tagger_eng.{name}.json").write_text(json.dumps(content))
-    wordnet = tmp_path / "corpora" / "wordnet"
-    wordnet.mkdir(parents=True)
-    for part in ("noun", "verb", "adj", "adv"):
-        lemmas = NOUNS.split() if part == "noun" else []
-        (wordnet / f"index.{part}").write_text("".join(f"{lemma} n 1 0 1 0 00000001  \n" for lemma in lemmas))
-        (wordnet / f"data.{part}").write_text("  1 WordNet 3.0 Copyright by nobody  \n")
-        (wordnet / f"{part}.exc").write_text(IRREGULAR if part == "noun" else "")
-    for name in ("index.sense", "cntlist.rev"):
-        (wordnet / name).write_text("")
-    (wordnet / "lexnames").write_text("00\tadj.all\t3\n")
-    return tmp_path
+    return small_nltk.write(tmp_path, TAGS, {"noun": NOUNS}, irregular="knives knife\nmen man\n")
 
 
 @pytest.mark.parametrize(

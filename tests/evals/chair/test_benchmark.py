@@ -149,6 +149,9 @@ def test_no_objects_and_no_questions_are_errors(tmp_path, images):
         chair(tmp_path, images, []).questions()
     with pytest.raises(ValueError, match=r"no such file: .*none\.txt"):
         CHAIR(file=tmp_path / "truth.jsonl", images=images, synonyms=tmp_path / "none.txt").questions()
+    (tmp_path / "none.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"none\.txt: not UTF-8 text at byte 0"):
+        CHAIR(file=tmp_path / "truth.jsonl", images=images, synonyms=tmp_path / "none.txt").questions()
 
 
 def test_saved_captions_give_the_figures_without_images(tmp_path, images):

@@ -1,13 +1,12 @@
 """Both variants of CHAIR on captions worked by hand, with nltk's own classes reading a small WordNet and tagger."""
 
 import json
-import random
 import sys
 from pathlib import Path
 
 import nltk.data  # type: ignore[import-untyped]
 import pytest
-from nltk.tag import PerceptronTagger  # type: ignore[import-untyped]
+from evals import small_nltk
 
 from synthalign.evals.chair import CHAIR
 from synthalign.evals.chair.lemmas import WordNetWords
@@ -54,44 +53,11 @@ LEMMAS = {
     "adj": "hot big",
     "adv": "hot",
 }
-EXCEPTIONS = {"noun": "knives knife\nmen man\n", "verb": "sits sit\n", "adj": "", "adv": ""}
-
-
-def write_wordnet(folder: Path) -> None:
-    """Write a database in WordNet's format, each lemma with one sense."""
-    folder.mkdir(parents=True)
-    senses = []
-    for number, (part, lemmas) in enumerate(LEMMAS.items(), 1):
-        letter = {"adv": "r"}.get(part, part[0])
-        numbered = [(lemma, f"{at:08d}") for at, lemma in enumerate(sorted(lemmas.split()), 1)]
-        senses += [f"{lemma}%{number}:00:00:: {at} 1 0\n" for lemma, at in numbered]
-        index = [f"{lemma} {letter} 1 0 1 0 {at}  \n" for lemma, at in numbered]
-        (folder / f"index.{part}").write_text("".join(index))
-        (folder / f"data.{part}").write_text("  1 WordNet 3.0 Copyright by nobody  \n")
-        (folder / f"{part}.exc").write_text(EXCEPTIONS[part])
-    (folder / "index.sense").write_text("".join(senses))
-    (folder / "lexnames").write_text("00\tadj.all\t3\n")
-    (folder / "cntlist.rev").write_text("")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as nltk's downloader makes it."""
-    root = tmp_path_factory.mktemp("nltk_data")
-    write_wordnet(root / "corpora" / "wordnet")
-    sentences = root / "tokenizers" / "punkt_tab" / "english"
-    sentences.mkdir(parents=True)
-    for name in ("collocations.tab", "sent_starters.txt", "abbrev_types.txt", "ortho_context.tab"):
-        (sentences / name).write_text("")
-    tagger = root / "taggers" / "averaged_perceptron_tagger_eng"
-    tagger.mkdir(parents=True, mode=0o700)
-    trained = PerceptronTagger(load=False)
-    random.seed(0)
-    trained.train([[(word, tag)] for tag, words in TAGS.items() for word in words.split()] * 20)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nltk.data, "path", [str(root)])
-        trained.save_to_json("eng", str(tagger))
-    return root
+    return small_nltk.write(tmp_path_factory.mktemp("nltk_data"), TAGS, LEMMAS, irregular="knives knife\nmen man\n")
 
 
 @pytest.fixture(scope="module")

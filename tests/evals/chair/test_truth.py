@@ -80,9 +80,13 @@ def test_what_is_written_scores_captions_by_their_images_numbers(tmp_path, files
             {"captions.json": json.dumps(CAPTIONS | {"annotations": CAPTIONS["annotations"][:3]})},
             f"captions.json: no caption of {NAMES[11]} and 0 other images of",
         ),
-        ({"captions.json": json.dumps(INSTANCES)}, "captions.json: not as COCO writes captions: KeyError('caption')"),
+        (
+            {"captions.json": json.dumps(INSTANCES)},
+            "captions.json, annotations, item 1: 'caption' must be text, found None",
+        ),
         ({"captions.json": "[]"}, "captions.json: not as COCO writes captions"),
-        ({"captions.json": "{"}, "captions.json: malformed JSON"),
+        ({"captions.json": "{"}, "captions.json, line 1: malformed JSON"),
+        ({"captions.json": json.dumps({"images": [], "annotations": [3]})}, "not as COCO writes captions: Attri"),
         ({"answers.json": '[{"image_id": 8, "caption": ""}]'}, "answers.json: '8' and 0 other ids are no images"),
     ],
 )

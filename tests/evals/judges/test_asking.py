@@ -42,6 +42,7 @@ def test_a_prompt_of_ones_own_has_named_fields_or_four_empty_ones(tmp_path):
         ("{contents} {question} {reference} {answer} {image}", "cannot be filled in"),
         ("{contents} {question} {reference} {answer} {", "cannot be filled in"),
         ("{contents.x} {question} {reference} {answer}", "cannot be filled in"),
+        ("{contents[x]} {question} {reference} {answer}", "cannot be filled in"),
         ("", "leaves out {contents}"),
     ],
 )

@@ -40,6 +40,9 @@ class Words:
         asked.extend(answers)
         return [Judgement(min(len(answer.split()), 6), f"{answer} ü", bool(answer)) for answer in answers]
 
+    def release(self) -> None:
+        pass
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scripted:
@@ -52,6 +55,9 @@ class Scripted:
 
     def judge(self, contents: Any, questions: Any, references: Any, answers: Any) -> list[Judgement]:
         return [Judgement(rating, "", True) for rating in self.ratings]
+
+    def release(self) -> None:
+        pass
 
 
 def rows(*answers: str) -> tuple[Any, ...]:
@@ -163,6 +169,9 @@ def test_a_judge_whose_settings_cannot_be_told_apart_is_refused(tmp_path):
 
         def judge(self, contents: Any, questions: Any, references: Any, answers: Any) -> list[Judgement]:
             return self.hidden.judge(contents, questions, references, answers)
+
+        def release(self) -> None:
+            pass
 
     with pytest.raises(ValueError, match="Forgets does not keep its arguments temper"):
         KeptJudgements(inner=Forgets(1), folder=tmp_path / "kept").judge(*rows("a"))

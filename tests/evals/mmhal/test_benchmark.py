@@ -44,6 +44,9 @@ class ReadsTheAnswer:
         assert set(references) == {"Red."} and set(questions) == {"What colour is the cup?"}
         return [parse_rating(answer) for answer in answers]
 
+    def release(self):
+        pass
+
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
@@ -54,6 +57,9 @@ class Counts:
 
     def judge(self, contents, questions, references, answers):
         return [Judgement(min(len(answer.split()), 6), f"{answer}!", bool(answer)) for answer in answers]
+
+    def release(self):
+        pass
 
 
 def judged(tmp_path, images, kinds, answers, judge):
@@ -156,7 +162,7 @@ def test_a_judge_that_leaves_an_answer_out_is_an_error(tmp_path, images):
         judged(tmp_path, images, ["other"] * 2, ["Red.", "Blue."], Sloppy())
 
 
-def test_a_judges_weights_are_freed_when_it_has_judged(tmp_path, images):
+def test_a_judges_weights_are_freed_when_it_has_judged_or_failed(tmp_path, images):
     released = []
 
     class Heavy(ReadsTheAnswer):
@@ -165,6 +171,14 @@ def test_a_judges_weights_are_freed_when_it_has_judged(tmp_path, images):
 
     judged(tmp_path, images, ["other"], ["Rating: 3"], Heavy())
     assert released == [True]
+
+    class Fails(Heavy):
+        def judge(self, contents, questions, references, answers):
+            raise RuntimeError("no memory left")
+
+    with pytest.raises(RuntimeError, match="no memory left"):
+        judged(tmp_path, images, ["other"], ["Rating: 3"], Fails())
+    assert released == [True, True]
 
 
 def test_any_split_of_the_answers_gives_the_same_figures(tmp_path, images):
@@ -277,6 +291,7 @@ def test_the_question_type_counts_and_not_the_position(tmp_path, images):
         ({"image_src": "https://host.example/gone.jpg"}, "no image 'gone.jpg'"),
         ({"image_src": "../secret.png"}, "leads out of its folder"),
         ({"image_src": "/etc/hosts"}, "leads out of its folder"),
+        ({"image_src": "http://[host/1.jpg"}, "'image_src' is no URL (Invalid IPv6 URL): 'http://[host/1.jpg'"),
     ],
 )
 def test_a_bad_row_is_named_by_file_place_and_value(tmp_path, images, fields, complaint):

@@ -46,6 +46,7 @@ def test_the_official_scripts_output_is_read_by_place_with_its_parse(tmp_path):
         ([saved(0), saved(1), saved(2), saved(3)], "belong to no question"),
         ([saved(0), saved(0), saved(2)], "item 2: a second judgement of '000-i'"),
         ([{"id": "000-i", "judged": False}], "item 1: not judged yet; give the file as answers, and a judge"),
+        ([{"id": "000-i", "correct": None}], "item 1: not judged yet"),  # what a judge that fails leaves behind
         ([saved(0, score=7)], "'score' must be a whole number from 0 to 6, found 7"),
         ([saved(0, score=True)], "'score' must be a whole number from 0 to 6, found True"),
         ([saved(0, parsed=None)], "'parsed' must be true or false, found None"),

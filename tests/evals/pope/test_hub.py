@@ -78,6 +78,17 @@ def test_images_that_are_there_already_stay_and_another_one_of_the_name_is_an_er
         POPE(dataset=dataset, images=tmp_path / "images").questions()
 
 
+def test_of_some_images_the_same_are_drawn_with_a_folder_and_without_and_no_others_are_written(tmp_path):
+    rows = [row(str(at), source=name, image=encoded(at)) for at, name in enumerate(["a", "a-1", "a-2", "b", "b-1"])]
+    dataset = str(table(tmp_path / "pope.parquet", rows))  # where a.png comes after a-1.png, and a before
+    for seed in range(4):
+        folder = tmp_path / str(seed)
+        asked = POPE(dataset=dataset, images=folder, num_images=2, seed=seed).questions()
+        alone = POPE(dataset=dataset, images=None, num_images=2, seed=seed).questions()
+        assert [one.id for one in asked] == [one.id for one in alone]
+        assert {path.name for path in folder.iterdir()} == {question.image.name for question in asked}
+
+
 def test_saved_answers_need_no_images_and_are_matched_by_split_and_id(dataset, tmp_path):
     pope = POPE(dataset=dataset, images=None)
     file = tmp_path / "pope.jsonl"
