@@ -22,8 +22,9 @@ demo: $(VENV)/.run ## align a small model in a small world, offline: images, pai
 	@$(BIN)/synthalign test --config configs/demo.yaml --config configs/demo_heldout.yaml \
 		--model.init_args.adapter $(DEMO)/fit/adapter
 
-test: $(VENV)/.dev ## run the tests, without network or GPU
-	@$(BIN)/python -m pytest
+test: export OMP_NUM_THREADS ?= 1
+test: $(VENV)/.dev ## run the tests, without network or GPU, a file on each core
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.dev ## check style, format and types
 	@$(BIN)/ruff check .

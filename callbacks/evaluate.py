@@ -12,14 +12,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
 from synthalign.callbacks.headline import headline
+from synthalign.callbacks.monitors import check_monitors
 from synthalign.callbacks.sitting import Sitting
 from synthalign.callbacks.undisturbed import undisturbed
 from synthalign.evals.ask import check_images
-from synthalign.evals.results import Metrics, Results, comparison, write_results
+from synthalign.evals.results import RESULTS, SO_FAR, Metrics, Results, comparison, write_results
 from synthalign.evals.samples import bring
 from synthalign.types import Eval, Policy
 
-MADE_BY_A_RUN = ("results.json", "samples", "metrics.csv", "adapter", "model")
+MADE_BY_A_RUN = (RESULTS, "samples", "metrics.csv", "adapter", "model")
 
 
 class Evaluate(Callback):
@@ -33,14 +34,16 @@ class Evaluate(Callback):
     Metrics are named ``<eval>/<metric>``, such as ``pope/random/accuracy``. Loggers get them with ``step`` (optimizer
     steps taken) and ``epoch`` (epochs completed), so the x-axis of all curves is one. ModelCheckpoint and EarlyStopping
     can monitor them: where they act at the end of a training epoch, or ModelCheckpoint after a step, they see the
-    figures of that very model if it was due then, else the last ones. Under ``test`` the base model's metrics are
-    logged with ``base/`` in front.
+    figures of that very model if it was due then, else the last ones. A monitor of a metric that an evaluation does not
+    have ends the fit after the first evaluation. Under ``test`` the base model's metrics are logged with ``base/`` in
+    front.
 
     Into the run's folder (the first logger's, else ``default_root_dir``) go ``samples/epoch-000/<eval>.jsonl``,
     ``samples/step-000050/<eval>.jsonl`` and so on (under ``test``, ``samples/base`` and ``samples/policy``) with every
-    question, reply and verdict, and at the normal end ``results.json``. Questions are shared among the ranks, image by
-    image; nothing is counted twice. Training goes on exactly as it would have without: modes of all modules, random
-    states and gradients are restored. A run that is resumed takes up the history, and the samples of the run before.
+    question, reply and verdict, and at the normal end ``results.json``; until then ``unfinished.json``, of the same
+    form, is rewritten after every evaluation. Questions are shared among the ranks, image by image; nothing is counted
+    twice. Training goes on exactly as it would have without: modes of all modules, random states and gradients are
+    restored. A run that is resumed takes up the history, and the samples of the run before.
 
     Answers are saved before they are judged. Where a judge fails before the first step the run ends, and under ``test``
     and ``validate`` it ends after the other evaluations and ``results.json``. Later in a fit no judge is worth the
@@ -49,7 +52,8 @@ class Evaluate(Callback):
     ``check_finite`` is left on.
 
     Args:
-        evals: What to sit.
+        evals: What to sit. The keys of one, such as POPE, are listed by ``synthalign fit --trainer.callbacks Evaluate
+            --trainer.callbacks.evals.help synthalign.evals.pope.POPE``.
         at_start: Evaluate before the first step of a fit; without it there is no ``before``.
         every_n_epochs: Evaluate after every n-th epoch; null: after none but the last. In between, monitors see the
             last figures: give ModelCheckpoint the same ``every_n_epochs``.
@@ -119,7 +123,7 @@ class Evaluate(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the model as it starts; a resumed run goes on with its history."""
-        self._go_on(trainer)
+        self._go_on(trainer, pl_module)
         if self._owed is not None:  # the checkpoint was saved between the epoch's last step and its evaluation
             self._sit_once(trainer, pl_module, self._owed)
         elif self.at_start and not self.history:
@@ -150,7 +154,7 @@ class Evaluate(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the final model if that is still to be done, which a resumed run may have nothing but to do."""
-        self._go_on(trainer)
+        self._go_on(trainer, pl_module)
         self._sit_once(trainer, pl_module, trainer.current_epoch)
         first, last = self.history[0], self.history[-1]
         before = first["metrics"] if first["step"] == 0 else None
@@ -173,7 +177,7 @@ class Evaluate(Callback):
             self._tell(self._finished)
         self._finished = None
 
-    def _go_on(self, trainer: Trainer) -> None:
+    def _go_on(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring what a resumed run's history speaks of, once: its samples, and its metrics into the loggers."""
         if not self._resumed:
             return
@@ -184,6 +188,8 @@ class Evaluate(Callback):
                 sys.stderr.write(f"samples of an earlier evaluation are not here: no folder {folder}\n")
         for entry in self.history:
             self._log(trainer, entry["metrics"], entry["epoch"], entry["step"])
+        if self.history:
+            self._so_far(trainer, pl_module, self.history)
 
     def _due(self, completed: int) -> bool:
         return self.every_n_epochs is not None and completed % self.every_n_epochs == 0
@@ -197,24 +203,30 @@ class Evaluate(Callback):
         label = label or f"epoch-{completed:03d}"
         metrics, failures = self._sit(trainer, pl_module, label)
         if failures and step == 0:
-            raise RuntimeError(f"{failures[0]}; nothing is trained yet, so mend the judge and start again")
-        self._unjudged += failures
+            (first, *_) = failures.values()
+            raise RuntimeError(f"{first}; nothing is trained yet, so mend the judge and start again")
+        self._unjudged += failures.values()
         self.history.append({"epoch": completed, "step": step, "samples": f"samples/{label}", "metrics": metrics})
         self._log(trainer, metrics, completed, step)
+        self._so_far(trainer, pl_module, self.history)
         if trainer.is_global_zero:
             when = f"epoch {completed}" if label.startswith("epoch") else f"step {step}"
             first = self.history[0]["metrics"] if len(self.history) > 1 else {}
             said = headline(self.evals, metrics, first) or "no figures"
             tqdm.write(f"{when}: {said} (samples/{label})", file=sys.stdout)
+        check_monitors(trainer, [one.name for one in self.evals if one.name not in failures])
 
     def _sit_now(self, trainer: Trainer, pl_module: LightningModule, stage: str, *, baseline: bool) -> None:
         before = None
         wanted = baseline and bool(getattr(pl_module, "has_adapter", False))
         if trainer.strategy.reduce_boolean_decision(wanted, all=False):  # a rank may see but a part of the adapter
             with cast(Policy, pl_module).adapters_off():
-                before, self._unjudged = self._sit(trainer, pl_module, "base")
+                before, failures = self._sit(trainer, pl_module, "base")
+            self._unjudged += failures.values()
+            base = {"epoch": None, "step": None, "samples": "samples/base", "metrics": before}
+            self._so_far(trainer, pl_module, [base])
         after, failures = self._sit(trainer, pl_module, "policy")
-        self._unjudged += failures
+        self._unjudged += failures.values()
         logged = {f"base/{key}": value for key, value in (before or {}).items()} | after
         self._log(trainer, logged, trainer.current_epoch, trainer.global_step)
         results = Results(stage, before, after, [], *_whose(pl_module))
@@ -225,23 +237,24 @@ class Evaluate(Callback):
             self._finished = None
             raise RuntimeError(self._unjudged[0])
 
-    def _sit(self, trainer: Trainer, pl_module: LightningModule, label: str) -> tuple[Metrics, list[str]]:
-        """Return the metrics of all evaluations, and one line for each whose judge failed."""
+    def _sit(self, trainer: Trainer, pl_module: LightningModule, label: str) -> tuple[Metrics, dict[str, str]]:
+        """Return the metrics of all evaluations, and by name one line for each whose judge failed."""
         assert self._folder is not None
         sitting = Sitting(trainer=trainer, policy=pl_module, folder=self._folder / "samples" / label)
         metrics: Metrics = {}
-        failures: list[str] = []
+        failures: dict[str, str] = {}
         with undisturbed(pl_module):
             for evaluation in self.evals:
                 report = sitting(evaluation)
                 metrics |= {f"{evaluation.name}/{key}": value for key, value in report.metrics.items()}
                 if report.failure is not None:
                     file = sitting.folder / f"{evaluation.name}.jsonl"
-                    failures.append(f"{evaluation.name}: answers are UNJUDGED ({report.failure}); they are in {file}")
+                    line = f"{evaluation.name}: answers are UNJUDGED ({report.failure}); they are in {file}"
+                    failures[evaluation.name] = line
                     stale = [key for key in trainer.callback_metrics if key.startswith(f"{evaluation.name}/")]
                     trainer.callback_metrics.update({key: torch.tensor(torch.nan) for key in stale})
         if trainer.is_global_zero:
-            for line in failures:
+            for line in failures.values():
                 tqdm.write(line, file=sys.stderr)
         return metrics, failures
 
@@ -254,11 +267,19 @@ class Evaluate(Callback):
             logger.log_metrics({**metrics, "epoch": epoch}, step=step)
             logger.save()
 
+    def _so_far(self, trainer: Trainer, pl_module: LightningModule, history: list[dict[str, Any]]) -> None:
+        """Write what there is to show of a run that may never come to its end."""
+        assert self._folder is not None
+        if trainer.is_global_zero:
+            results = Results("unfinished", None, history[-1]["metrics"], history, *_whose(pl_module))
+            write_results(self._folder / SO_FAR, results, self.evals)
+
     def _finish(self, trainer: Trainer, results: Results) -> None:
         assert self._folder is not None
         self._finished = results
         if trainer.is_global_zero:
-            write_results(self._folder / "results.json", results, self.evals)
+            write_results(self._folder / RESULTS, results, self.evals)
+            (self._folder / SO_FAR).unlink(missing_ok=True)
 
     def _tell(self, results: Results) -> None:
         assert self._folder is not None

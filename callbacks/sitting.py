@@ -1,6 +1,7 @@
 """One evaluation on all ranks: asked, saved, judged, and counted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -67,6 +68,7 @@ class Sitting:
         title = f"{evaluation.name} ({self.folder.name})"
         # a step of Lightning's runs under the trainer's precision; whatever a callback runs does not
         with (
+            _alone_on_the_terminal(self.trainer),
             tqdm(desc=title, total=all_ranks, unit="question", disable=hidden, leave=False) as bar,
             self.trainer.precision_plugin.forward_context(),
         ):
@@ -105,6 +107,22 @@ class Sitting:
             return verdicts, None
         failures = [strategy.broadcast(failure, src=rank) for rank in range(self.trainer.world_size)]
         return [], next(filter(None, failures))
+
+
+@contextmanager
+def _alone_on_the_terminal(trainer: Trainer) -> Iterator[None]:
+    """Stop the live display of Lightning's Rich bar meanwhile, which swallows every other bar."""
+    display: Any = getattr(trainer.progress_bar_callback, "progress", None)
+    if display is None or not display.live.is_started:
+        yield
+        return
+    transient, display.live.transient = display.live.transient, True  # or it leaves its last lines behind
+    display.stop()
+    display.live.transient = transient
+    try:
+        yield
+    finally:
+        display.start()
 
 
 def _of_all_ranks(bar: Any, mine: int, all_ranks: int) -> Callable[[int], None]:  # noqa: ANN401 - tqdm has no types

@@ -57,7 +57,8 @@ def _in_one_line(command: Callable[[list[str]], None], args: list[str]) -> None:
         command(args)
     except KeyboardInterrupt:
         sys.stderr.write(
-            "\nsynthalign: stopped; what had landed on disk stays, and the same command goes on from there\n"
+            "\nsynthalign: stopped; what had landed on disk stays, and the same command goes on from there; "
+            "training itself with --ckpt_path FILE, a checkpoint of the run\n"
         )
         raise SystemExit(130) from None
     except (ValueError, FloatingPointError, RuntimeError) as error:
@@ -79,7 +80,12 @@ def _is_ours(error: BaseException) -> bool:
 def _train(args: list[str]) -> None:
     from synthalign.training import run
 
-    run(args)
+    try:
+        run(args)
+    except SystemExit as stopped:
+        if isinstance(stopped.__context__, KeyboardInterrupt):  # Lightning's trainer makes an exit of it
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _plain(args: list[str]) -> None:

@@ -3,15 +3,18 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from synthalign.commands import Parser
 
 if TYPE_CHECKING:  # they bring torch with them, which neither help nor a mistyped option should wait for
     from synthalign.evals.mmhal import MMHal
     from synthalign.types import Eval, Judge, Question, Reply
+
+T = TypeVar("T")
 
 DESCRIPTION = """\
 Figures of a benchmark from saved answers: exactly one to every question, or it is an error, with exit status 2 and no
@@ -20,6 +23,10 @@ or reply), our own samples (samples/epoch-001/NAME.jsonl), or the benchmark's of
 
 OF_A_JUDGE = ("served_model", "api_key_env", "judge_prompt", "judge_cache")
 """Options that mean nothing without one."""
+
+
+EXACT = "exact_match: yes or no alone, and right; n_inexact: all other replies, which the other figures read as well"
+"""What two of POPE's figures mean, under its table."""
 
 
 class Scored(NamedTuple):
@@ -70,7 +77,9 @@ def _parser() -> Parser:
         nargs="+",
         required=True,
         metavar="[SPLIT=]FILE",
-        help="the answers to each split, named alike; or one file for all, such as a samples file of ours",
+        help="the answers to each split, named alike; or one file for all, such as a samples file of ours. Ids begin "
+        "again in every split, so they alone cannot tell one split's answers from another's: rows that repeat their "
+        "question or image are checked",
     )
     pope.set_defaults(read=_pope)
 
@@ -103,7 +112,14 @@ def _parser() -> Parser:
     chair.add_argument(
         "--synonyms", type=Path, required=True, metavar="FILE", help="one object a line, its synonyms after commas"
     )
-    chair.add_argument("--answers", type=Path, required=True, metavar="FILE", help="the captions")
+    chair.add_argument(
+        "--answers",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the captions: rows of the truth's id, which is the image's name unless the truth has ids of its own; or "
+        "of image or image_id, which is the image's name, or COCO's number of it",
+    )
     chair.add_argument(
         "--words",
         choices=["plain", "wordnet"],
@@ -170,7 +186,7 @@ def _pope(options: argparse.Namespace) -> Scored:
 
     files = files_of(options.questions)
     evaluation = POPE(files=files, images=None, **_subset(options))
-    return _scored(evaluation, evaluation.replies_in(answers_of(options.answers, files)))
+    return _scored(evaluation, _read(evaluation, lambda one: one.replies_in(answers_of(options.answers, files))))
 
 
 def _mmhal(options: argparse.Namespace) -> Scored:
@@ -190,7 +206,7 @@ def _mmhal(options: argparse.Namespace) -> Scored:
     judge = _judge(options) if judging else None
     evaluation = MMHal(file=options.questions, images=None, judge=judge, **_subset(options))
     if not judged:
-        replies = evaluation.replies_in(options.answers)
+        replies = _read(evaluation, lambda one: one.replies_in(options.answers))
         if judge is None:
             raise ValueError(
                 f"{options.answers}: {len(replies)} answers, all UNJUDGED, so there are no figures: give a judge, "
@@ -201,7 +217,8 @@ def _mmhal(options: argparse.Namespace) -> Scored:
     from synthalign.evals.mmhal.judgements import judgements_in
 
     questions = evaluation.questions()
-    verdicts = evaluation.judged(questions, judgements_in(options.judgements, questions))
+    judgements = _read(evaluation, lambda one: judgements_in(options.judgements, one.questions()))
+    verdicts = evaluation.judged(questions, judgements)
     metrics = evaluation.report(evaluation.tally(questions, verdicts))
     replies = _judged_replies(evaluation, options.judgements) if options.out else []
     return Scored(evaluation, _about_judgements(options.judgements), metrics, questions, replies, verdicts)
@@ -266,7 +283,7 @@ def _chair(options: argparse.Namespace) -> Scored:
 
     words = WordNetWords() if options.words == "wordnet" else None
     evaluation = CHAIR(file=options.truth, images=None, synonyms=options.synonyms, words=words, **_subset(options))
-    return _scored(evaluation, evaluation.replies_in(options.answers))
+    return _scored(evaluation, _read(evaluation, lambda one: one.replies_in(options.answers)))
 
 
 def _amber(options: argparse.Namespace) -> Scored:
@@ -275,7 +292,7 @@ def _amber(options: argparse.Namespace) -> Scored:
 
     nouns = WordNetNouns() if options.words == "wordnet" else None
     evaluation = AMBER(folder=options.data, images=None, query=options.query, nouns=nouns, **_subset(options))
-    return _scored(evaluation, evaluation.replies_in(options.answers))
+    return _scored(evaluation, _read(evaluation, lambda one: one.replies_in(options.answers)))
 
 
 def _mme(options: argparse.Namespace) -> Scored:
@@ -283,7 +300,24 @@ def _mme(options: argparse.Namespace) -> Scored:
 
     tasks = tuple(options.tasks or HALLUCINATION)
     evaluation = MME(folder=options.questions, images=None, tasks=tasks, **_subset(options))
-    return _scored(evaluation, evaluation.replies_in(options.answers))
+    return _scored(evaluation, _read(evaluation, lambda one: one.replies_in(options.answers)))
+
+
+def _read(evaluation: Any, read: Callable[[Any], T]) -> T:  # noqa: ANN401 - any of ours, each with num_images
+    """Read what was saved of an evaluation; if it is about all images where some were meant, say so."""
+    evaluation.questions()  # whose own mistakes are not the answers'
+    try:
+        return read(evaluation)
+    except ValueError as error:
+        if evaluation.num_images is None:
+            raise
+        try:
+            read(replace(evaluation, num_images=None))
+        except ValueError:
+            raise error from None
+    raise ValueError(
+        f"the answers are about all images, and --num-images says {evaluation.num_images} of them; leave it out"
+    )
 
 
 def _subset(options: argparse.Namespace) -> dict[str, Any]:
@@ -330,6 +364,8 @@ def _show(scored: Scored, end: str) -> None:
     for table in tables:
         console.print(table)
     said = ["↑ higher is better   ↓ lower is better", *(f"{key}: {value}" for key, value in scored.about.items())]
+    if "n_inexact" in scored.metrics:
+        said.append(EXACT)
     unread = scored.metrics.get("n_unparsed")
     left = "" if unread is None else f", {unread:.0f} of them unparsed" if unread else ", all parsed"
     said.append(

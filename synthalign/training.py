@@ -98,6 +98,9 @@ NOISE = re.compile(
 )
 """Lines of a parser's report that say nothing to the person who wrote the config."""
 
+HINT = "; `--help`, `--model.help NAME`, `--data.help NAME` and `--trainer.callbacks.help Evaluate` list the keys"
+"""Put after a report of an unknown key."""
+
 
 def _gist(message: str, args: Sequence[str]) -> str:
     """Boil a parser's report down to one line, with the place in the config file where the mistake stands."""
@@ -106,8 +109,7 @@ def _gist(message: str, args: Sequence[str]) -> str:
     text = re.sub(r"<class '([\w.]+)'>", r"\1", text).replace("Parser key ", "")
     named = re.search(r"(?:[Oo]ption '|^\"|Interpolation key ')(?:[\w.]*\.)?(\w+)", text)
     where = _config_line(named[1], args) if named else ""
-    hint = "; `--help`, `--model.help NAME` and `--data.help NAME` list the keys" if "not accept" in text else ""
-    return f"{where}{text}{hint}"
+    return f"{where}{text}{HINT if 'not accept' in text else ''}"
 
 
 def _config_line(key: str, args: Sequence[str]) -> str:

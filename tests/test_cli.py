@@ -11,6 +11,7 @@ import yaml
 
 from synthalign import commands
 from synthalign.cli import main
+from synthalign.modules.dpo import DPOModule
 
 CONFIG = """\
 trainer:
@@ -120,6 +121,11 @@ def test_an_absent_config_is_one_line(capsys: pytest.CaptureFixture[str]):
     assert "nowhere.yaml" in mistake(capsys, "fit", "--config", "nowhere.yaml")
 
 
+def test_an_unknown_key_of_the_evaluations_names_the_help_that_lists_them(capsys: pytest.CaptureFixture[str]):
+    line = mistake(capsys, "fit", "--trainer.callbacks+=Evaluate", "--trainer.callbacks.every_n_stps=3")
+    assert "every_n_stps" in line and "--trainer.callbacks.help Evaluate" in line
+
+
 def test_an_unknown_command_is_one_line(capsys: pytest.CaptureFixture[str]):
     assert "'trian'" in mistake(capsys, "trian")
 
@@ -166,6 +172,11 @@ def test_the_printed_config_holds_every_key_and_runs(config: str, capsys: pytest
     [
         (["--model.help", "DPOModule"], ["--model.policy", "--model.lora.help", "--model.layout", "--model.schedule"]),
         (["--data.help", "SyntheticPreferenceDataModule"], ["--data.synthesis", "--data.val_share", "--data.pairs"]),
+        (["--trainer.callbacks.help", "Evaluate"], [".every_n_steps", "synthalign.evals.pope.POPE"]),
+        (
+            ["--trainer.callbacks", "Evaluate", "--trainer.callbacks.evals.help", "synthalign.evals.pope.POPE"],
+            [".num_images", ".suffix"],
+        ),
         (["--help"], ["--trainer.max_epochs", "--config", "--model.help", "--data.help", "model.chat -->"]),
     ],
 )
@@ -228,3 +239,15 @@ def test_a_command_that_is_interrupted_says_that_it_can_go_on(monkeypatch, capsy
         main(["world", "out"])
     assert stopped.value.code == 130
     assert "stopped; what had landed on disk stays, and the same command goes on from there" in capsys.readouterr().err
+
+
+def test_a_fit_that_is_interrupted_says_how_training_goes_on(config, monkeypatch, capsys):
+    def interrupted(module: DPOModule, batch: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DPOModule, "training_step", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", "config.yaml"])
+    assert stopped.value.code == 130
+    said = capsys.readouterr().err
+    assert "training itself with --ckpt_path FILE" in said and "Traceback" not in said

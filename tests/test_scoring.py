@@ -127,6 +127,7 @@ def test_a_person_gets_a_table_what_it_rests_on_and_a_last_line(capsys):
     rows = [line.replace("│", " ").split() for line in said.splitlines() if line.startswith("│")]
     assert ["accuracy", "↑", "75.0", "%", "50.0", "%", "62.5", "%"] in rows
     assert "…" not in said
+    assert "exact_match: yes or no alone, and right" in said
     assert "parser: official" in said
     last = said.splitlines()[-1]
     assert last == (
@@ -268,7 +269,7 @@ def test_answers_that_are_not_one_to_each_question_are_an_error(rows, said, fold
         ("answers_random.jsonl", '"text"', '"text', BOTH, "line 1: malformed JSON"),
         ("answers_random.jsonl", '"text"', '"said"', BOTH, "line 1: no answer"),
         ("truth.jsonl", '"cat"', '"cow"', CHAIR + "captions.json", "line 2: object 'cow' is not in synonyms.txt"),
-        ("captions.json", "73", "74", CHAIR + "captions.json", "1 of 2 questions have no answer"),
+        ("captions.json", "73", "74", CHAIR + "captions.json", "1 of 2 captions are of no image in truth.jsonl: '74'"),
         ("amber_answers.json", '"id": 3', '"id": 2', AMBER + "amber_answers.json", "item 3: a second answer to '2'"),
         ("amber/annotations.json", '"id": 3', '"id": 4', AMBER + "amber_answers.json", "id 3 is not in"),
     ],
@@ -291,6 +292,9 @@ def test_a_spoilt_file_is_one_line_that_names_it(file, old, new, command, said, 
         ("pope --questions coco_pope_random.json", "required: --answers; synthalign score pope --help says more"),
         (ONE + "answers_adversarial.jsonl", "the questions are of random, the answers of adversarial; name the files"),
         (TWO + "answers_random.jsonl", "the questions are of random, adversarial, the answers of random;"),
+        ("pope --questions nosuch.json --answers answers_random.jsonl", "no such file: nosuch.json"),
+        ("pope --questions amber --answers answers_random.jsonl", "amber is a folder, not a file"),
+        (ONE + "answers_random.jsonl --num-images 1", "about all images, and --num-images says 1 of them; leave it"),
         (TWO + "answers_random.jsonl random=a", "answers_random.jsonl and a are both of the split 'random'"),
         (ONE + "nowhere.jsonl", "no such file: nowhere.jsonl"),
         (ONE + "x" * 300, "no such file: xxx"),

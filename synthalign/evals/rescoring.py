@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 from synthalign.evals.answers import matched, read_answers
 from synthalign.evals.mmhal import MMHal
 from synthalign.evals.mmhal.judgements import judgements_in
-from synthalign.evals.results import Metrics, Results, class_path
+from synthalign.evals.results import RESULTS, Metrics, Results, class_path
 from synthalign.tables import json_rows, json_whole
 from synthalign.types import Eval, Judgement
-
-RESULTS = "results.json"
 
 
 class Rescored(NamedTuple):

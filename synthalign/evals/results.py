@@ -3,8 +3,10 @@
 import dataclasses
 import inspect
 import json
+import math
 import sys
 from collections.abc import Sequence
+from decimal import ROUND_HALF_UP, Context, Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,15 @@ from synthalign.types import Eval
 
 Metrics = dict[str, float]
 """Keys with the evaluation's name in front, such as ``pope/random/accuracy``."""
+
+RESULTS = "results.json"
+"""In a run's folder, from its normal end on."""
+
+SO_FAR = "unfinished.json"
+"""In a run's folder, of the same form, until then."""
+
+ALL_DIGITS = Context(prec=400)
+"""Enough for the largest of floats."""
 
 ARROWS = {"high": " ↑", "low": " ↓", None: ""}
 """Put after a metric's name: which way is better."""
@@ -131,14 +142,11 @@ def caption(evaluation: Eval) -> str:
     return "; ".join(f"{name}: {value}" for name, value in evaluation.about().items())
 
 
-def shown(value: float | None, key: str, legend: Legend, sign: str = "") -> str:
-    """Write a metric as a reader wants it: counts whole, shares as percentages, a change (with a sign) in points."""
+def shown(value: float | None, key: str, legend: Legend) -> str:
+    """Write a metric as a reader wants it: counts whole, shares as percentages, from 10 up to one decimal."""
     if value is None:
         return "-"
-    if legend.percent:
-        return f"{100 * value:{sign}.1f}" + (" pp" if sign else " %")
-    name = key.rpartition("/")[2]
-    return f"{value:{sign}.0f}" if name == "n" or name.startswith("n_") else f"{value:{sign}.3f}"
+    return f"{_rounded(100 * value, 1)} %" if legend.percent else str(_rounded(value, _digits(key, value)))
 
 
 def interval(key: str, metrics: Metrics, legend: Legend) -> str:
@@ -146,13 +154,27 @@ def interval(key: str, metrics: Metrics, legend: Legend) -> str:
     low, high = metrics.get(f"{key}_low"), metrics.get(f"{key}_high")
     if low is None or high is None:
         return ""
-    return f"[{100 * low:.1f}, {100 * high:.1f}]" if legend.percent else f"[{low:.2f}, {high:.2f}]"
+    scale, digits = (100, 1) if legend.percent else (1, min(_digits(key, max(abs(low), abs(high))), 2))
+    return f"[{_rounded(scale * low, digits)}, {_rounded(scale * high, digits)}]"
 
 
 def is_bound(key: str, metrics: Metrics) -> bool:
     """Whether a metric is a bound of another, and is shown with it."""
     base = key.removesuffix("_low").removesuffix("_high")
     return base != key and {base, f"{base}_low", f"{base}_high"} <= metrics.keys()
+
+
+def _digits(key: str, size: float) -> int:
+    name = key.rpartition("/")[2]
+    return 0 if name == "n" or name.startswith("n_") else 3 if abs(size) < 10 else 1
+
+
+def _rounded(value: float, digits: int) -> Decimal:
+    """Round a half up, away from zero, as the report's page does; Python's own format makes 91.25 a 91.2."""
+    if not math.isfinite(value):
+        return Decimal(value)
+    rounded = Decimal(value).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP, ALL_DIGITS)
+    return rounded if rounded else abs(rounded)  # no minus before a zero
 
 
 def _own(evaluation: Eval, metrics: Metrics) -> Metrics:
@@ -169,7 +191,11 @@ def _bounded(metrics: Metrics, key: str, legend: Legend) -> Text:
 def _change(before: float | None, after: float, key: str, legend: Legend) -> Text:
     if before is None:
         return Text("-")
-    text = shown(after - before, key, legend, sign="+")
+    if legend.percent:
+        points, unit = _rounded(100 * (after - before), 1), " pp"
+    else:
+        points, unit = _rounded(after - before, _digits(key, max(abs(before), abs(after)))), ""
+    text = (f"{points:+f}" if points else f"{points:f}") + unit
     if legend.better is None or after == before:
         return Text(text)
     return Text(text, style="green" if (after > before) == (legend.better == "high") else "red")

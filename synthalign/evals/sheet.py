@@ -31,7 +31,7 @@ def sheet(evaluation: Eval, metrics: Metrics) -> list[Table]:
     }
     names = {key: _last(key) + ARROWS[legends[key].better] for key in cells}
     tables = [_by_group(groups, cells, names) for groups in _alike(cells)]
-    if whole := [key for key in cells if "/" not in key]:
+    if whole := [key for key in cells if "/" not in key and not _said_once(key, cells)]:
         table = Table()
         table.add_column("metric", no_wrap=True)
         table.add_column("value", justify="right", no_wrap=True)
@@ -64,6 +64,12 @@ def in_brief(evaluation: Eval, metrics: Metrics) -> str:
         f"{key} {shown(metrics[key], key, legend)} {interval(key, metrics, legend)}".rstrip()
         for key, legend in of_all or shows
     )
+
+
+def _said_once(key: str, cells: dict[str, str]) -> bool:
+    """Whether the one group that has a metric of the whole says it already, as the only split does of its counts."""
+    said = [cell for other, cell in cells.items() if other != key and _last(other) == key]
+    return said == [cells[key]]
 
 
 def _last(key: str) -> str:

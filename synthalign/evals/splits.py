@@ -15,7 +15,7 @@ def files_of(named: Sequence[str]) -> dict[str, Path]:
         named: Each ``split=file``, or a file alone: of the split that its name holds, or else of one called as it is.
 
     Raises:
-        ValueError: Two files are of one split.
+        ValueError: Two files are of one split, or one is not there.
     """
     files: dict[str, Path] = {}
     for one in named:
@@ -23,6 +23,9 @@ def files_of(named: Sequence[str]) -> dict[str, Path]:
         if split in files:
             raise ValueError(f"{files[split]} and {file} are both of the split {split!r}; name each: SPLIT=FILE")
         files[split] = file
+    for file in files.values():  # before the splits are compared: a mistyped path is of no split at all
+        if os.path.isdir(file) or not os.path.exists(file):  # Path's own raise where a name is too long
+            raise ValueError(f"{file} is a folder, not a file" if os.path.isdir(file) else f"no such file: {file}")
     return files
 
 
@@ -44,7 +47,7 @@ def answers_of(named: Sequence[str], files: dict[str, Path]) -> dict[str, Path]:
 
 def _split(named: str) -> tuple[str, Path]:
     split, equals, file = named.partition("=")
-    if equals and not os.path.exists(named):  # Path's own raises where a name is too long
+    if equals and not os.path.exists(named):
         return split, Path(file)
     stem = Path(named).stem
     return next((known for known in KNOWN if known in stem), stem), Path(named)

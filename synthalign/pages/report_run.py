@@ -14,6 +14,9 @@ from synthalign.pages.report_settings import in_brief
 
 RESULTS = "results.json"
 
+SO_FAR = "unfinished.json"
+"""Of the form of results.json; there until that is."""
+
 POINTS = 300
 """Of a training curve; more are averaged, since a page shows no more."""
 
@@ -81,21 +84,23 @@ def read_run(place: Path) -> tuple[Path, Run]:
     logged = list(_logged(folder / "metrics.csv"))
     notes: list[str] = []
     if results.is_file():
-        stage, sittings, evals, said = _finished(results)
+        stage, sittings, evals, said = _written(results)
     else:
-        stage, (sittings, evals), said = "unfinished", _killed(folder, logged), {}
-        notes.append(
-            f"This run is unfinished: it has no {RESULTS}. The page shows the evaluations that it came to the end of; "
-            "which way is better is not known."
-        )
+        note = f"This run is unfinished: it has no {RESULTS}. The page shows the evaluations that it came to the end of"
+        if (so_far := folder / SO_FAR).is_file():
+            stage, sittings, evals, said = _written(so_far)
+            notes.append(f"{note}.")
+        else:
+            stage, (sittings, evals), said = "unfinished", _killed(folder, logged), {}
+            notes.append(f"{note}; which way is better is not known.")
     config = _text(folder / "config.yaml")
     path = folder.resolve()
     title = f"{path.parent.name}/{path.name}"
     return folder, Run(title, stage, sittings, evals, said | in_brief(config, said), config, _training(logged), notes)
 
 
-def _finished(path: Path) -> tuple[str, list[Sitting], dict[str, dict[str, Any]], dict[str, str]]:
-    """Read results.json: the stage, the evaluations, what is said of them, and of the model."""
+def _written(path: Path) -> tuple[str, list[Sitting], dict[str, dict[str, Any]], dict[str, str]]:
+    """Read results.json or unfinished.json: the stage, the evaluations, what is said of them, and of the model."""
     try:
         found = json.loads(_text(path))
         stage, before, after = found["stage"], found["before"], found["after"]
@@ -122,7 +127,7 @@ def _timeless(label: str, samples: Path, metrics: dict[str, float]) -> Sitting:
 
 
 def _killed(folder: Path, logged: list[dict[str, str]]) -> tuple[list[Sitting], dict[str, dict[str, Any]]]:
-    """Put together what a run left that did not come to its end: folders of samples, and lines of metrics.csv."""
+    """Put together what a run left that came to the end of no evaluation, or whose unfinished.json is lost."""
     saved = {one: _saved(one) for one in sorted(folder.glob("samples/*"))}
     folders = [one for one, names in saved.items() if names]
     if not folders:
@@ -165,7 +170,10 @@ def _saved(folder: Path) -> list[str]:
 def _label(entry: Mapping[str, Any]) -> str:
     """Name an evaluation of a fit: by its epoch, or by its step where it came inside one."""
     epoch, step = entry["epoch"], entry["step"]
-    if "step" in Path(entry["samples"]).name and step:
+    name = Path(entry["samples"]).name
+    if name == "base":  # of a test that got no further
+        return "base model"
+    if "step" in name and step:
         return f"step {step}"
     return "before training" if not (step or epoch) else f"epoch {epoch:g}"
 

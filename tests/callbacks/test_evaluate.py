@@ -231,7 +231,7 @@ def test_an_image_that_breaks_later_ends_the_run_in_one_line_and_spares_what_was
     with pytest.raises(ValueError, match=r"^image cannot be read: .*images/60\.png"):
         fit(tmp_path, [Evaluate(evals=evaluations(tmp_path))], Breaks())
     left = sorted(str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*.json*"))
-    assert left == ["samples/epoch-000/captions.jsonl", "samples/epoch-000/pope.jsonl"]
+    assert left == ["samples/epoch-000/captions.jsonl", "samples/epoch-000/pope.jsonl", "unfinished.json"]
 
 
 def test_a_broken_run_reports_nothing(tmp_path):

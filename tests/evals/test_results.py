@@ -13,7 +13,7 @@ from synthalign.evals.chair import CHAIR
 from synthalign.evals.legend import Legend, count_of, headlines
 from synthalign.evals.mmhal import MMHal
 from synthalign.evals.pope import POPE
-from synthalign.evals.results import Results, comparison, settings_of, write_results
+from synthalign.evals.results import Results, comparison, settings_of, shown, write_results
 from synthalign.types import Judgement
 
 
@@ -93,6 +93,31 @@ def test_the_table_shows_percentages_changes_and_n():
     assert lines["told/a/good"] == ["↑", "69.4", "%", "88.2", "%", "+18.8", "pp", "12"]
     assert lines["told/bad"] == ["↓", "1.500", "1.250", "-0.250", "40"]
     assert lines["told/n_lost"] == ["↓", "7", "2", "-5", "40"]
+
+
+@pytest.mark.parametrize(
+    ("value", "key", "percent", "text"),
+    [
+        (0.9125, "good", True, "91.3 %"),  # 91.25 is exact in binary, and Python's format rounds it to even
+        (31.44, "words", False, "31.4"),
+        (450.0, "score", False, "450.0"),
+        (9.9994, "score", False, "9.999"),
+        (-0.0004, "shift", False, "0.000"),
+        (-0.0625, "shift", False, "-0.063"),
+        (12.5, "n_lost", False, "13"),
+        (1e300, "score", False, f"{1e300:.1f}"),
+        (float("nan"), "score", False, "NaN"),
+    ],
+)
+def test_a_half_is_rounded_up_and_a_large_number_has_one_decimal(value, key, percent, text):
+    assert shown(value, key, Legend("*", percent=percent)) == text
+
+
+def test_a_change_has_the_decimals_of_what_changed_and_none_has_no_sign():
+    before, after = {"told/bad": 9.5, "told/a/good": 0.5}, {"told/bad": 10.25, "told/a/good": 0.50001}
+    lines = printed([Told(name="told")], Results("fit", before, after, []))
+    assert lines["told/bad"] == ["↓", "9.500", "10.3", "+0.8"]
+    assert lines["told/a/good"] == ["↑", "50.0", "%", "50.0", "%", "0.0", "pp"]
 
 
 def test_changes_for_the_better_are_green_and_for_the_worse_red():

@@ -34,6 +34,11 @@ def test_every_metric_is_shown_once_groups_beside_each_other():
     assert (groups.title, whole.title) == ("told", None)
 
 
+def test_what_the_only_group_says_is_not_said_again_of_the_whole():
+    (table,) = sheet(TOLD, {"a/good": 0.5, "a/n": 4.0, "mean/good": 0.5, "n": 4.0})
+    assert cells(table) == [["metric", "a", "mean"], ["good ↑", "50.0 %", "50.0 %"], ["n", "4", ""]]
+
+
 def test_the_more_numerous_of_groups_and_metrics_are_the_rows():
     (table,) = sheet(TOLD, {"a/good": 0.5, "a/n": 4.0, "a/n_lost": 0.0, "b/good": 1.0, "b/n": 2.0, "b/n_lost": 2.0})
     assert cells(table) == [

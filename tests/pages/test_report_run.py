@@ -94,6 +94,19 @@ def test_a_killed_run_without_figures_shows_its_replies(tmp_path):
     assert [(one.label, one.metrics) for one in run.sittings] == [("before training", {}), ("epoch 1", {})]
 
 
+def test_a_killed_run_is_read_from_what_it_wrote_of_itself(tmp_path):
+    run = two_epochs(tmp_path / "fit")
+    legend = {"accuracy": {"better": "high", "percent": True, "headline": True}}
+    run.evals["pope"] = {"legend": legend}
+    finished = read_run(run.finish(policy="llava"))[1]
+    (run.root / "results.json").rename(run.root / "unfinished.json")
+    run.save("epoch-002", "pope", [yes_no(1, "No")])  # the end came before its figures
+    unfinished = read_run(run.root)[1]
+    assert "no results.json" in unfinished.notes[0] and "not known" not in unfinished.notes[0]
+    assert unfinished._replace(notes=[]) == finished
+    assert unfinished.evals["pope"]["legend"] == legend
+
+
 def test_a_training_curve_is_averaged_to_a_length_that_a_page_shows(tmp_path):
     root = two_epochs(tmp_path / "fit").finish()
     lines = [f"{step},{step % 2}" for step in range(4 * POINTS)]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from synthalign.evals.amber.counts import discriminative_rates, generative_rates, read_nouns
+from synthalign.evals.amber.counts import OFFSETS, discriminative_rates, generative_rates, read_nouns
 from synthalign.evals.amber.files import GENERATIVE, Words, read_questions, read_words
 from synthalign.evals.amber.words import Nouns, PlainNouns
 from synthalign.evals.answers import matched, read_answers
@@ -119,7 +119,7 @@ class AMBER:
         return self._questions
 
     def about(self) -> dict[str, str]:
-        """Name what finds the nouns and what compares them, and the parser of the yes/no questions."""
+        """Name what finds and compares the nouns, the parser of yes/no questions, and what counts are divided by."""
         kinds = {question.kind for question in self.questions()}
         about = {}
         if GENERATIVE in kinds:
@@ -127,7 +127,7 @@ class AMBER:
             about["similarity"] = "equal words"
         if kinds - {GENERATIVE}:
             about["parser"] = "official: the reply is exactly Yes or No, or wrong; precision and recall are of No"
-        return about
+        return about | {"rates": OFFSETS}
 
     def replies_in(self, file: Path) -> list[Reply]:
         """Read saved answers: ``[{"id", "response"}, ...]`` as AMBER has them, or our own samples.

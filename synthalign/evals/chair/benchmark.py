@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from synthalign.evals.answers import matched, read_answers
-from synthalign.evals.chair.answers import captions_by_image, ids_of
+from synthalign.evals.chair.answers import captions_by_image, meant
 from synthalign.evals.chair.words import PlainWords, Words, plain, read_synonyms
 from synthalign.evals.legend import Legend
 from synthalign.evals.questions import image_of, subset
@@ -92,30 +92,33 @@ class CHAIR:
         """Read captions that were saved before, one to every question.
 
         Args:
-            file: Our own samples; rows with ``id`` or ``question_id``; or the original's rows of ``image_id``, which is
-                the number of a COCO image or an image's name, and ``caption``.
+            file: Our own samples; rows with ``id`` or ``question_id``; or rows of ``caption`` and ``image_id`` or
+                ``image``, which is an image's name, without its suffix if that is clear, or the number of a COCO image.
 
         Raises:
-            ValueError: The file is malformed, a caption is missing or one too many, or an ``image_id`` does not tell
+            ValueError: The file is malformed, a caption is missing or one too many, or its image's id does not tell
                 which of several questions is meant.
         """
         questions, captions = self.questions(), captions_by_image(file)
         if captions is None:
             return matched(questions, read_answers(file), file)
-        asked: dict[str, list[str]] = {}
-        for question in questions:
-            for image_id in ids_of(question.image.name):
-                asked.setdefault(image_id, []).append(question.id)
+        places = meant(captions, [question.image for question in questions])
+        if foreign := [image_id for image_id, of in places.items() if not of]:
+            known = questions[0].image.name
+            raise ValueError(
+                f"{file}: {len(foreign)} of {len(captions)} captions are of no image in {self.file}: "
+                f"{', '.join(map(repr, foreign[:3]))}{', …' * (len(foreign) > 3)}; its images are named as {known!r} is"
+            )
         answers: dict[str, Reply] = {}
         for image_id, caption in captions.items():
-            meant = asked.get(image_id, [f"image_id {image_id}"])
-            if len(meant) > 1:
+            asked = [questions[place].id for place in places[image_id]]
+            if len(asked) > 1:
                 raise ValueError(
-                    f"{file}: image_id {image_id} may mean any of {', '.join(meant)}; name the question's id"
+                    f"{file}: image_id {image_id} may mean any of {', '.join(asked)}; name the question's id"
                 )
-            if meant[0] in answers:
-                raise ValueError(f"{file}: image_id {image_id}: a second caption of {meant[0]!r}; ids must differ")
-            answers[meant[0]] = caption
+            if asked[0] in answers:
+                raise ValueError(f"{file}: image_id {image_id}: a second caption of {asked[0]!r}; ids must differ")
+            answers[asked[0]] = caption
         return matched(questions, answers, file)
 
     def verdicts(self, questions: Sequence[Question], replies: Sequence[Reply]) -> list[dict[str, Any]]:

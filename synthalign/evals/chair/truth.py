@@ -5,13 +5,13 @@ The original unites both, since an object that a caption mentions is there wheth
 """
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from tqdm import tqdm
 
 from synthalign.evals.answers import read_answers
-from synthalign.evals.chair.answers import captions_by_image, ids_of
+from synthalign.evals.chair.answers import captions_by_image, meant
 from synthalign.evals.chair.words import PlainWords, Words, plain, read_synonyms
 from synthalign.evals.objects import read_objects
 from synthalign.store import write_atomically
@@ -46,7 +46,7 @@ def write(
     listed, words = read_synonyms(synonyms), words or PlainWords()
     names = {plain(word): name for word, name in listed.items()}
     found = read_objects(instances)
-    kept = list(found) if answers is None else _images_of(answers, list(found))
+    kept = list(found) if answers is None else _images_of(answers, list(found), instances)
     objects: dict[str, list[str]] = {}
     for image in kept:
         if unknown := [name for name in found[image] if plain(name) not in names]:
@@ -55,7 +55,7 @@ def write(
     source = "instances"
     if captions is not None:
         source, mentions = f"instances and captions, {words.variant} words", words.finder(listed)
-        said = _captions(captions)
+        said = _captions(captions, instances)
         if silent := [image for image in kept if image not in said]:
             raise ValueError(
                 f"{captions}: no caption of {silent[0]} and {len(silent) - 1} other images of {instances}; are both of "
@@ -68,28 +68,38 @@ def write(
     return len(rows)
 
 
-def _images_of(answers: Path, images: list[str]) -> list[str]:
+def _images_of(answers: Path, images: list[str], instances: Path) -> list[str]:
     """Return the images that saved captions are about, in the order of ``images``."""
     told = captions_by_image(answers)
     told = read_answers(answers) if told is None else told
-    by_id = {image_id: image for image in images for image_id in ids_of(image)}
-    if foreign := [image_id for image_id in told if image_id not in by_id]:
+    places = meant(told, [PurePath(image) for image in images])
+    if foreign := [image_id for image_id, of in places.items() if not of]:
         raise ValueError(
-            f"{answers}: {foreign[0]!r} and {len(foreign) - 1} other ids are no images that are known here"
+            f"{answers}: image {foreign[0]!r} is not in {instances}, nor are {len(foreign) - 1} others; its images are "
+            f"named as {images[0]!r} is"
         )
-    wanted = {by_id[image_id] for image_id in told}
-    return [image for image in images if image in wanted]
+    if unclear := [image_id for image_id, of in places.items() if len(of) > 1]:
+        names = ", ".join(images[place] for place in places[unclear[0]])
+        raise ValueError(f"{answers}: image {unclear[0]!r} may mean any of {names}; give the whole name")
+    wanted = {place for of in places.values() for place in of}
+    return [image for place, image in enumerate(images) if place in wanted]
 
 
-def _captions(file: Path) -> dict[str, list[str]]:
+def _captions(file: Path, instances: Path) -> dict[str, list[str]]:
     """Read COCO's captions by the images' names."""
     whole = json_whole(file)
     try:
         images: dict[Any, str] = {image["id"]: image["file_name"] for image in whole["images"]}
         said: dict[str, list[str]] = {}
         for number, row in enumerate(whole["annotations"], 1):
-            caption = field(row, "caption", f"{file}, annotations, item {number}")
-            said.setdefault(images[row["image_id"]], []).append(caption)
+            where, image = f"{file}, annotations, item {number}", row["image_id"]
+            caption = field(row, "caption", where)
+            if image not in images:
+                raise ValueError(
+                    f"{where}: a caption of image_id {image!r}, which is not in the file's 'images'; bring the whole "
+                    f"file that belongs to {instances}"
+                )
+            said.setdefault(images[image], []).append(caption)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: not as COCO writes captions: {error!r} in its images or annotations") from None
     return said

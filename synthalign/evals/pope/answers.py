@@ -84,8 +84,9 @@ def _in_order(
         if agreeing[split] < len(rest[split]):
             where, row = rows[len(order) + agreeing[split]]
             raise ValueError(
-                f"{where}: an answer to {_asked_in(row, where)!r} where the question is "
-                f"{asked[split][agreeing[split]].text!r}; answers matched by their order must be in the questions'"
+                f"{where}: an answer to {_alone(_asked_in(row, where), suffix)!r} where the question is "
+                f"{_alone(asked[split][agreeing[split]].text, suffix)!r}; answers without the questions' ids must be "
+                "in the order of the questions"
             )
         order += asked[split]
         del rest[split]
@@ -110,17 +111,24 @@ def _asked_in(row: Mapping[str, Any], where: str) -> str:
     )
 
 
-def _bare(text: str, suffix: str) -> str:
+def _alone(text: str, suffix: str) -> str:
     """Strip what asks for a form of answer: our suffix, or what others put on a line of its own."""
-    question = text.removesuffix(suffix).strip().split("\n")[0].strip().lower()
-    return question.replace("imange", "image")  # as the authors' first files say before a vowel
+    return text.removesuffix(suffix).strip().split("\n")[0].strip()
+
+
+def _bare(text: str, suffix: str) -> str:
+    """Return what questions are compared by."""
+    return _alone(text, suffix).lower().replace("imange", "image")  # as the authors' first files say before a vowel
 
 
 def _check_question(row: Mapping[str, Any], question: Question, where: str, suffix: str) -> None:
     """Refuse a row that repeats another question than its id's: ids begin again in every split."""
     said = next((row[key] for key in ASKED if isinstance(row.get(key), str)), "")
     if _bare(said, suffix).startswith(FORM) and _bare(said, suffix) != _bare(question.text, suffix):
-        raise ValueError(f"{where}: an answer to {said!r}, but {question.id} asks {question.text!r}; of another split?")
+        raise ValueError(
+            f"{where}: an answer to {_alone(said, suffix)!r}, but {question.id} asks "
+            f"{_alone(question.text, suffix)!r}; of another split?"
+        )
 
 
 def _check_image(row: Mapping[str, Any], question: Question, where: str) -> None:

@@ -106,7 +106,9 @@ class POPE:
         Args:
             files: Of each split, its answers: our own samples, lines of ``question_id`` and ``text`` or ``answer``, or
                 of ``question`` and ``answer`` in the questions' order, as the authors' are. One file may be given for
-                several splits if its ids hold the split, or each of its rows the question, as LLaVA's do.
+                several splits if its ids hold the split, or each of its rows the question, as LLaVA's do. Ids begin
+                again in every split, so they cannot tell whether a file is of the split it is given for; rows that
+                repeat their question or image are checked.
 
         Raises:
             ValueError: The answers do not belong to the questions one to one; the message says which.

@@ -33,7 +33,7 @@ class Written(NamedTuple):
     def __str__(self) -> str:
         """Say it in one line."""
         names = ", ".join(map(str, self.files.values()))
-        left_out = ", ".join(f"{reason} {count}" for reason, count in self.left_out.items() if count)
+        left_out = ", ".join(f"{reason} ({count})" for reason, count in self.left_out.items() if count)
         return f"{names}: {self.num_questions} questions about {self.num_images} images in each" + (
             f"; left out: {left_out}" if left_out else ""
         )
@@ -111,7 +111,7 @@ def write(
     few = sum(len(set(names)) < per_image for names in objects.values())
     num_questions = len(next(iter(splits.values())))
     left_out = {
-        f"images with fewer than {per_image} objects": few,
+        "images without an object" if per_image == 1 else f"images with fewer than {per_image} objects": few,
         "images not drawn": len(objects) - few - num_images,
         "questions about images with too few objects absent": 2 * per_image * num_images - num_questions,
     }

@@ -144,8 +144,8 @@ def test_a_query_of_one_dimension_gives_its_figures_alone_and_no_score(tmp_path)
 def test_about_names_the_parser_and_what_finds_the_nouns_of_the_parts_that_are_asked(tmp_path):
     write(tmp_path, queries=QUERIES[:2], query="generative")
     write(tmp_path, queries=QUERIES[2:], query="discriminative")
-    assert set(AMBER(folder=tmp_path, images=None, query="generative").about()) == {"nouns", "similarity"}
-    assert set(AMBER(folder=tmp_path, images=None, query="discriminative").about()) == {"parser"}
+    assert set(AMBER(folder=tmp_path, images=None, query="generative").about()) == {"nouns", "similarity", "rates"}
+    assert set(AMBER(folder=tmp_path, images=None, query="discriminative").about()) == {"parser", "rates"}
 
 
 def test_the_suffix_follows_yes_no_questions_alone(data):

@@ -195,7 +195,7 @@ def test_captions_by_coco_number_or_image_name_are_matched_exactly(tmp_path, tex
     ("rows", "complaint"),
     [
         (BY_IMAGE[:2], "1 of 3 questions have no answer"),
-        ([*BY_IMAGE, {"image_id": 1, "caption": ""}], "1 answers belong to no question"),
+        ([*BY_IMAGE, {"image_id": 1, "caption": ""}], "1 of 4 captions are of no image in"),
         ([*BY_IMAGE, {"image_id": 42, "caption": ""}], "second answer to '42'"),
         ([*BY_IMAGE, {"image_id": COCO[0], "caption": ""}], f"a second caption of '{COCO[0]}'"),
         ([*BY_IMAGE[:2], {"caption": "Of a kitchen."}], "no id"),
@@ -220,5 +220,28 @@ def test_an_image_number_that_may_mean_two_questions_is_an_error(tmp_path):
 
 def test_an_image_number_is_never_taken_for_a_question_of_that_id(tmp_path):
     evaluation = chair(tmp_path, None, [{"id": "42", "image": "cup.jpg", "objects": []}])
-    with pytest.raises(ValueError, match="1 of 1 questions have no answer"):
+    with pytest.raises(ValueError, match=r"'42'; its images are named as 'cup\.jpg' is"):
         evaluation.replies_in(written(tmp_path / "captions.json", json.dumps(BY_IMAGE[1:2])))
+
+
+@pytest.mark.parametrize("key", ["image", "image_id"])
+@pytest.mark.parametrize("names", [("a.jpg", "b.png"), ("a", "b"), ("val/a.jpg", "b")])
+def test_captions_by_image_name_with_its_suffix_or_without(tmp_path, key, names):
+    evaluation = chair(tmp_path, None, [{"image": image, "objects": []} for image in ("val/a.jpg", "test/b.png")])
+    rows = [{key: name, "caption": f"Of {name}."} for name in names]
+    replies = evaluation.replies_in(written(tmp_path / "captions.json", json.dumps(rows)))
+    assert [reply.text for reply in replies] == [f"Of {name}." for name in names]
+
+
+@pytest.mark.parametrize("images", [("a.jpg", "a.png"), ("x/a.jpg", "y/a.jpg")])
+def test_a_name_that_fits_two_images_is_an_error_that_names_both(tmp_path, images):
+    answers = written(tmp_path / "captions.json", '[{"image": "a", "caption": "A cup."}]')
+    with pytest.raises(ValueError, match=f"image_id a may mean any of {', '.join(images)}; name the question's id"):
+        chair(tmp_path, None, [{"image": image, "objects": []} for image in images]).replies_in(answers)
+
+
+def test_a_whole_name_is_never_taken_for_another_without_its_suffix(tmp_path):
+    evaluation = chair(tmp_path, None, [{"image": image, "objects": []} for image in ("a", "a.jpg")])
+    rows = [{"image": name, "caption": name} for name in ("a.jpg", "a")]
+    replies = evaluation.replies_in(written(tmp_path / "captions.json", json.dumps(rows)))
+    assert [reply.text for reply in replies] == ["a", "a.jpg"]

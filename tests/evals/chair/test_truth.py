@@ -86,8 +86,12 @@ def test_what_is_written_scores_captions_by_their_images_numbers(tmp_path, files
         ),
         ({"captions.json": "[]"}, "captions.json: not as COCO writes captions"),
         ({"captions.json": "{"}, "captions.json, line 1: malformed JSON"),
-        ({"captions.json": json.dumps({"images": [], "annotations": [3]})}, "not as COCO writes captions: Attri"),
-        ({"answers.json": '[{"image_id": 8, "caption": ""}]'}, "answers.json: '8' and 0 other ids are no images"),
+        ({"captions.json": json.dumps({"images": [], "annotations": [3]})}, "not as COCO writes captions: Type"),
+        ({"answers.json": '[{"image_id": 8, "caption": ""}]'}, "answers.json: image '8' is not in"),
+        (
+            {"captions.json": json.dumps(CAPTIONS | {"images": CAPTIONS["images"][:1]})},
+            "which is not in the file's 'images'; bring the whole file that belongs to",
+        ),
     ],
 )
 def test_files_that_do_not_go_together_are_named(tmp_path, files, spoilt, complaint):

@@ -112,7 +112,7 @@ def test_what_is_written_can_be_asked_and_says_what_was_left_out(tmp_path):
     assert len(questions) == 3 * written.num_questions == 3 * (6 * 4 - 4)
     assert str(written).endswith(
         "pope_adversarial.jsonl: 20 questions about 6 images in each; left out: "
-        "images with fewer than 2 objects 1, questions about images with too few objects absent 4"
+        "images with fewer than 2 objects (1), questions about images with too few objects absent (4)"
     )
     with pytest.raises(ValueError, match=r"pope_random\.jsonl exists already"):
         write(file, tmp_path / "out", num_images=6, per_image=2)
