@@ -1,4 +1,4 @@
-"""The training commands, on LightningCLI."""
+"""fit, validate, test and synthesize, on LightningCLI."""
 
 import logging
 import re
