@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -19,7 +20,7 @@ from synthalign.datamodules.filling import FilledBatches, Limit, batches_by_leng
 from synthalign.dpo.batch import PairTokens, PreferenceBatch, collate
 from synthalign.pairs import PAIR_GATES, RESPONSE_GATES, refuse, surplus
 from synthalign.pipeline import Synthesis, summary
-from synthalign.store import seed_of, write_atomically
+from synthalign.store import digest, seed_of, write_atomically
 from synthalign.tables import IMAGE_TOKEN, PairSet, read_pairs
 from synthalign.types import Drop, PairGate, PickedPair, ResponseGate
 from synthalign.vlm import Chat
@@ -170,7 +171,11 @@ class SyntheticPreferenceDataModule(LightningDataModule):
         if placeholder in row.chosen + row.rejected:  # it would call for an image that is not there
             return Drop("image_token", f"a response contains {placeholder!r}")
         chosen, rejected = (self.chat.response_ids(row.question, text) for text in (row.chosen, row.rejected))
-        prompt_length = self.chat.prompt_length(row.question, pairs.images.size(index))
+        size = pairs.images.size(index)
+        try:
+            prompt_length = self.chat.prompt_length(row.question, size)
+        except ValueError as error:  # a chat template or system prompt that does not name the image once
+            raise ValueError(f"pair {row.id}: the policy's processor refuses its prompt ({error})") from error
         written = self.chat.tokenizer(self.chat.prompt(row.question), add_special_tokens=False).input_ids
         entry = Entry(index, chosen, rejected, prompt_length, prompt_length - len(written))
         limit = self.max_length or self.chat.max_length
@@ -183,12 +188,15 @@ class SyntheticPreferenceDataModule(LightningDataModule):
         run = self.trainer.log_dir if self.trainer is not None and self.trainer.loggers else None  # asks all ranks
         if self.trainer is not None and not self.trainer.is_global_zero:
             return
-        if run is not None and self.dropped:
+        assert self.train_set is not None and self.val_set is not None
+        if run is not None:
             Path(run).mkdir(parents=True, exist_ok=True)
+            said = {"pairs": len(self.train_set), "held_out": len(self.val_set), "fingerprint": self._mark()}
+            write_atomically(Path(run) / "data.json", (json.dumps(said) + "\n").encode())
+        if run is not None and self.dropped:
             rows = ({"id": row_id, **drop._asdict()} for row_id, drop in self.dropped)
             content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_atomically(Path(run) / "dropped.jsonl", content.encode())
-        assert self.train_set is not None and self.val_set is not None
         lines = [summary(len(self.train_set) + len(self.val_set), self.dropped)]
         if self.val_share or self._validating:
             lines[0] += f"; {len(self.val_set)} held out for validation"
@@ -197,6 +205,12 @@ class SyntheticPreferenceDataModule(LightningDataModule):
             if len(self.dropped) > SHOWN_DROPS:
                 lines.append(f"  and {len(self.dropped) - SHOWN_DROPS} more")
         sys.stderr.write("\n".join(lines) + "\n")
+
+    def _mark(self) -> str:
+        """Digest what is trained on and held out: ids and texts, and images by their ids."""
+        assert self.train_set is not None and self.val_set is not None
+        rows = [part.pairs.rows[entry.place] for part in (self.train_set, self.val_set) for entry in part.entries]
+        return digest([[row.id, row.image_id, row.question, row.chosen, row.rejected] for row in rows])
 
     def train_dataloader(self) -> TrainingLoader:
         """Batches of pairs alike in length, in a seeded order, every rank its own and as many.
@@ -290,6 +304,8 @@ class SyntheticPreferenceDataModule(LightningDataModule):
     def _settings(self) -> dict[str, Any]:
         assert self.chat is not None
         return {
+            # from which a loader seeds its workers: else from the global state, of which a run that goes on draws less
+            "generator": torch.Generator(),
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "collate_fn": partial(collate, chat=self.chat),
@@ -305,4 +321,7 @@ class SyntheticPreferenceDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on from there."""
-        self._resumed = state_dict
+        if self._loader is not None:  # strategies that restore after they have set up may have asked for it
+            self._loader.load_state_dict(state_dict)
+        else:
+            self._resumed = state_dict

@@ -12,7 +12,7 @@ import torch
 import transformers
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL.Image import Image
@@ -34,10 +34,12 @@ from synthalign.dpo.logps import pair_logps
 from synthalign.dpo.policy import LoRA, adapters_off, load_policy, train_language
 from synthalign.dpo.reference import AdaptersOff, Reference
 from synthalign.dpo.reference_cache import Preparation
+from synthalign.dpo.sharding import gathered, inside, shard, trained_of
+from synthalign.modules.together import check_optimizer, check_together
 from synthalign.store import recipe_of
 from synthalign.types import PairLogps, PreferenceLoss, Reply, Schedule
 from synthalign.vlm import Chat, KeptFeatures, reply
-from synthalign.weights import DType
+from synthalign.weights import DType, Quantization
 
 
 class DPOModule(LightningModule):
@@ -60,6 +62,8 @@ class DPOModule(LightningModule):
         adapter: Folder or hub id of a saved PEFT adapter to start from (fit) or to evaluate (test), in place of a
             fresh one.
         dtype: Type of the frozen weights; auto: as they were saved. Adapters are trained in at least fp32.
+        quantization: Keep the matrices of the language model's layers in 4 bits (nf4: QLoRA, Dettmers et al. 2023,
+            arXiv 2305.14314) or 8 (int8), by bitsandbytes, and compute in ``dtype``; null: as they are.
         system_prompt: Put before every conversation, if the template has a place for it.
         chat_template: Jinja template to use instead of the policy's own.
         optimizer: Makes an optimizer of the trainable parameters; torch.optim.AdamW by default.
@@ -76,6 +80,8 @@ class DPOModule(LightningModule):
         max_chosen_fall: Warn when the chosen responses' mean log-prob falls this far below its starting value, nats;
             null never warns, nor does a run that starts from ``adapter``.
         answer_batch_size: Questions answered at once in evaluations.
+        checkpoint_base: Put the frozen weights into checkpoints too: gigabytes, for a run that is to outlive the
+            policy's folder. Under ``model_parallel`` they are left out.
     """
 
     def __init__(
@@ -87,6 +93,7 @@ class DPOModule(LightningModule):
         lora: LoRA | None = LoRA(),  # noqa: B008 - it is frozen
         adapter: str | None = None,
         dtype: DType = "auto",
+        quantization: Quantization | None = None,
         system_prompt: str | None = None,
         chat_template: str | None = None,
         optimizer: OptimizerCallable | None = None,
@@ -98,6 +105,7 @@ class DPOModule(LightningModule):
         keep_features_gib: float = 0.0,
         max_chosen_fall: float | None = 10.0,
         answer_batch_size: int = 16,
+        checkpoint_base: bool = False,
     ) -> None:
         super().__init__()
         if answer_batch_size < 1 or not keep_features_gib >= 0:
@@ -105,7 +113,7 @@ class DPOModule(LightningModule):
                 "answer_batch_size must be >= 1 and keep_features_gib >= 0, "
                 f"got {answer_batch_size} and {keep_features_gib}"
             )
-        self.policy, self.revision, self.dtype_name = policy, revision, dtype
+        self.policy, self.revision, self.dtype_name, self.quantization = policy, revision, dtype, quantization
         self.loss, self.lora, self.adapter = loss, lora, adapter
         # Were AdamW the signature's default, the command line would hand its weight decay on to any other class.
         self.optimizer: OptimizerCallable = optimizer or torch.optim.AdamW
@@ -117,7 +125,7 @@ class DPOModule(LightningModule):
         self.falling: FallingChosen | None = None
         if max_chosen_fall is not None and adapter is None:  # a given adapter is not where the reference is
             self.falling = FallingChosen(margin_nats=max_chosen_fall)
-        self.answer_batch_size = answer_batch_size
+        self.answer_batch_size, self.checkpoint_base = answer_batch_size, checkpoint_base
         self.chat = Chat(model=policy, revision=revision, system_prompt=system_prompt, chat_template=chat_template)
         self.strict_loading = False  # checkpoints hold the adapter only: the base is in its own folder already
         self.network: Any = None
@@ -130,8 +138,17 @@ class DPOModule(LightningModule):
         """Load the policy: after the pairs were built, which may have needed the memory."""
         if self.network is not None:
             return
+        training = self._trainer is None or self.trainer.state.fn != TrainerFn.TESTING
+        check_together(self, self._strategy, training=training)
         self.network = load_policy(
-            self.policy, revision=self.revision, dtype=self.dtype_name, lora=self.lora, adapter=self.adapter
+            self.policy,
+            revision=self.revision,
+            dtype=self.dtype_name,
+            lora=self.lora,
+            adapter=self.adapter,
+            quantization=self.quantization,
+            # a strategy moves all else, but what bitsandbytes has packed stays where it is
+            device=None if self.quantization is None or self._strategy is None else self._strategy.root_device,
         )
         if self.lora is None and self.adapter is None:
             train_language(self.network)
@@ -144,8 +161,17 @@ class DPOModule(LightningModule):
             fuse(self.network)
         if self.gradient_checkpointing:
             checkpoint_layers(self.network)
-        if self._trainer is None or self.trainer.state.fn != TrainerFn.TESTING:
-            self.reference.begin(self.network)
+        spread = None
+        if isinstance(self._strategy, ModelParallelStrategy):
+            spread = partial(shard, mesh=self._strategy.device_mesh["data_parallel"])
+        if training:
+            self.reference.begin(self.network, spread)
+        if spread is not None:
+            spread(self.network)
+
+    @property
+    def _strategy(self) -> Strategy | None:
+        return None if self._trainer is None else self.trainer.strategy
 
     @property
     def shares_images(self) -> bool:
@@ -159,6 +185,7 @@ class DPOModule(LightningModule):
             ValueError: There is a schedule, and training has no end to plan it for.
         """
         optimizer = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
+        check_optimizer(optimizer, self._strategy)
         if (schedule := self.schedule) is None:
             return optimizer
         if not math.isfinite(num_steps := self.trainer.estimated_stepping_batches):
@@ -169,6 +196,20 @@ class DPOModule(LightningModule):
     def on_fit_start(self) -> None:
         """Find the run's folder, for which all ranks must ask together."""
         self._folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,  # noqa: ANN401
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer says; under FSDPStrategy, where Lightning knows no norm of what is spread, here."""
+        strategy = self.trainer.strategy
+        if gradient_clip_val and gradient_clip_algorithm != "value" and isinstance(strategy, FSDPStrategy):
+            assert isinstance(strategy.model, FullyShardedDataParallel)
+            strategy.model.clip_grad_norm_(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         """Return the sum of the losses of B pairs; the optimizer's step divides by their number."""
@@ -210,10 +251,11 @@ class DPOModule(LightningModule):
         again = trains_encoder(self.network)  # asked while the adapters are on: they may be on the tower
 
         def score(network: Any) -> PairLogps:  # noqa: ANN401
-            return pair_logps(network, laid, image_features(network, batch) if again else features)
+            seen = image_features(network, batch) if again else features
+            return inside(network, partial(pair_logps, network, laid, seen))
 
         reference = self.reference(self.network, batch.ids, score)
-        policy = pair_logps(self.network, laid, features)
+        policy = inside(self.network, partial(pair_logps, self.network, laid, features))
         terms = self.loss(policy, reference)
         refuse_nonfinite(terms.loss, batch.ids, policy, reference, step=self.trainer.global_step, folder=self._folder)
         rows = torch.stack([torch.ones_like(terms.chosen_rewards), *figures(terms, policy, reference)])
@@ -226,7 +268,7 @@ class DPOModule(LightningModule):
             if trains_encoder(self.network):
                 with torch.no_grad(), self.adapters_off():
                     features = image_features(self.network, batch)
-            reason = why_not_carried(self.layout, self.network, batch, features)
+            reason = inside(self.network, partial(why_not_carried, self.layout, self.network, batch, features))
             carried = self.trainer.strategy.reduce_boolean_decision(reason is None, all=True)
             self._trusted = self.layout if carried else Rows()
             if not carried and self.trainer.is_global_zero:
@@ -248,13 +290,15 @@ class DPOModule(LightningModule):
                 yield batch.to(self.device)
 
         def score(network: Any, batch: PreferenceBatch) -> PairLogps:  # noqa: ANN401
-            return pair_logps(network, layout(network, batch), image_features(network, batch, self.kept))
+            laid, seen = layout(network, batch), image_features(network, batch, self.kept)
+            return inside(network, partial(pair_logps, network, laid, seen))
 
         config = self.network.config
         recipe = {
             "policy": recipe_of(self.policy),
             "revision": getattr(config, "_commit_hash", None) or self.revision,
             "dtype": str(self.network.dtype),
+            **({} if self.quantization is None else {"quantization": self.quantization}),
             "precision": str(self.trainer.precision),
             "device": self.device.type,
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
@@ -277,12 +321,11 @@ class DPOModule(LightningModule):
     @property
     def _sharded(self) -> bool:
         """Whether the weights are spread over the ranks, which then have to run every forward together."""
-        trainer = self._trainer
-        return trainer is not None and isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy)
+        return isinstance(self._strategy, FSDPStrategy | ModelParallelStrategy)
 
     def _root_gathered(self) -> AbstractContextManager[Any]:
         """Gather what FSDP holds in no layer, which else only a step of the trainer's does."""
-        strategy = None if self._trainer is None else self.trainer.strategy
+        strategy = self._strategy
         if isinstance(strategy, FSDPStrategy) and isinstance(strategy.model, FullyShardedDataParallel):
             return FullyShardedDataParallel.summon_full_params(strategy.model, recurse=False, writeback=False)
         return nullcontext()
@@ -299,6 +342,18 @@ class DPOModule(LightningModule):
         for name, value in means.items():
             self.log(f"{split}/{name}", value, prog_bar=name in ("loss", "accuracy"), batch_size=1)
         return num_pairs, means
+
+    def gathered_weights(self) -> dict[str, Tensor] | None:
+        """Bring what is saved of the policy together on rank 0, for which all ranks have to ask; None if it is whole.
+
+        Of a policy with adapters that is what is trained, of another all of it.
+        """
+        if not self._sharded:
+            return None
+        strategy = self.trainer.strategy
+        whole = strategy.model if isinstance(strategy, FSDPStrategy) else self  # who holds what is in no layer
+        weights = gathered(whole, trained=hasattr(self.network, "peft_config"))
+        return {name.removeprefix("network."): value for name, value in weights.items()}
 
     @property
     def has_adapter(self) -> bool:
@@ -328,15 +383,28 @@ class DPOModule(LightningModule):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trained parameters only: megabytes, not gigabytes."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        """Keep the trained parameters only, unless all are wanted: megabytes, not gigabytes."""
+        if not self.checkpoint_base:
+            trained = trained_of(self)
+            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other adapters: without its base it is not strict, and would be taken as it is."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        if differing := trained ^ checkpoint["state_dict"].keys():
+        if "state_dict" not in checkpoint:  # shards, which a strategy has loaded
+            return
+        saved = checkpoint["state_dict"]
+        trained = trained_of(self)
+        if saved.keys() != trained.keys() and saved.keys() != self.state_dict().keys():
+            differing = (trained.keys() - saved.keys()) or (saved.keys() - trained.keys())
             raise ValueError(
                 f"the checkpoint's adapter is not on the layers of this run's ({min(differing)}, …): "
+                "go on with the lora settings and the policy that it was trained with"
+            )
+        if self._sharded:  # a rank has parts only
+            return
+        if other := [name for name, parameter in trained.items() if saved[name].shape != parameter.shape]:
+            was, now = (tuple(weights[other[0]].shape) for weights in (saved, trained))
+            raise ValueError(
+                f"the checkpoint's {other[0]} is of shape {was} and this run's of {now}: "
                 "go on with the lora settings and the policy that it was trained with"
             )

@@ -14,10 +14,12 @@ usage: synthalign COMMAND [options]
   validate    figures of the policy on held-out pairs, and the evaluations
   test        evaluate the policy, and the base it comes from
   synthesize  make the pairs, and stop
+  plan        say what a run will take before it runs: memory by part, steps, time, and what will not fit
   convert     write a set of pairs in another tool's format, and push it to the hub if asked
   prompts     write the prompts to draw, by a language model of yours, or take the starter set
   gallery     show what a run made: one HTML file with images, questions, pairs, drops and their reasons
   report      show what became of a run's model: one HTML file with curves, bars, and the answers that changed
+  export      write a run's adapter, or the model merged with it, for other tools, with a model card
   score       figures of answers that were saved before: POPE, MMHal-Bench, CHAIR, AMBER, MME
   questions   write a benchmark's questions or truth for images of yours: POPE's, CHAIR's
   world       write the offline world: prompts and benchmarks that need no download
@@ -25,6 +27,9 @@ usage: synthalign COMMAND [options]
 synthalign COMMAND --help documents every option of a command. Options come from --config FILE (several are merged,
 the later winning) and from flags; --print_config shows what they add up to.
 """
+
+LONGEST_LINE = 500
+"""Characters of the longest message; of a longer one the middle is left out."""
 
 DEBUG = "SYNTHALIGN_DEBUG"
 """Environment variable: set, a user's mistake is shown with its traceback."""
@@ -35,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     commands = (
         dict.fromkeys(("fit", "validate", "test", "synthesize"), _train)
-        | dict.fromkeys(("convert", "gallery", "prompts", "questions", "report", "world"), _plain)
-        | {"score": _score}
+        | dict.fromkeys(("convert", "export", "gallery", "prompts", "questions", "report", "world"), _plain)
+        | {"plan": _plan, "score": _score}
     )
     if not args or args[0] in {"-h", "--help"}:
         sys.stdout.write(USAGE)
@@ -48,7 +53,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def fail(message: str) -> NoReturn:
     """Say what is wrong in one line, and leave."""
-    sys.stderr.write(f"synthalign: error: {' '.join(message.split())}\n")
+    line = " ".join(message.split())
+    if len(line) > LONGEST_LINE:  # it quotes what it found, of whatever length
+        line = f"{line[: LONGEST_LINE - 120]} … {line[-117:]}"
+    sys.stderr.write(f"synthalign: error: {line}\n")
     raise SystemExit(2)
 
 
@@ -92,6 +100,12 @@ def _plain(args: list[str]) -> None:
     from synthalign import commands
 
     getattr(commands, args[0])(args)
+
+
+def _plan(args: list[str]) -> None:
+    from synthalign.planning import command
+
+    command.plan(args)
 
 
 def _score(args: list[str]) -> None:

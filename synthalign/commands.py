@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -154,6 +155,59 @@ def report(args: list[str]) -> None:
     written = write(options.run, options.out, max_mb=options.max_mb)
     size = written.path.stat().st_size / 1e6
     sys.stdout.write("\n".join([written.headline, *written.notes, f"Report: {written.path} ({size:.1f} MB)", ""]))
+
+
+def export(args: list[str]) -> None:
+    """Write what a run trained as other tools load it."""
+    parser = Parser(
+        prog="synthalign export",
+        description="Write what a run trained in a form that other tools load, with a model card: its adapter, which "
+        "plain transformers and peft put on the base; or, merged into the base, a model that servers serve.",
+    )
+    parser.add_argument("run", type=Path, help="a run's folder, or a checkpoint of it: RUN/checkpoints/best.ckpt")
+    parser.add_argument(
+        "out", type=Path, nargs="?", help="folder to write (RUN/export/adapter, or merged); an older export is replaced"
+    )
+    parser.add_argument("--merged", action="store_true", help="write a whole model, which needs neither base nor peft")
+    parser.add_argument("--base", metavar="FOLDER_OR_ID", help="where the base is, if not where the run had it")
+    parser.add_argument("--base-name", metavar="OWNER/NAME", help="what the base is on the hub, if it is a folder here")
+    types = ["auto", "float32", "bfloat16", "float16"]
+    parser.add_argument(
+        "--dtype", default="auto", choices=types, help="of a merged model's weights (as the base's are)"
+    )
+    parser.add_argument("--shard-gb", type=float, default=5.0, help="largest size of a file of weights, GB (5)")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="TEST",
+        help="a test of this adapter, whose evaluations the card shows (the run's)",
+    )
+    parser.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to this model of the hub, too")
+    parser.add_argument("--private", action="store_true", help="make that model private")
+    options = parser.parse_args(args[1:])
+    if options.private and not options.push:
+        raise ValueError("--private says how to --push: name the model with --push OWNER/NAME")
+
+    from synthalign.export import check_repo, push, write
+
+    if options.push:
+        check_repo(options.push)
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # PEFT asks transformers by the old name
+    written = write(
+        options.run,
+        options.out,
+        merged=options.merged,
+        base=options.base,
+        base_name=options.base_name,
+        dtype=options.dtype,
+        shard_gb=options.shard_gb,
+        results=options.results,
+        repo=options.push,
+    )
+    lines = [*written.notes, written.headline]
+    if options.push:
+        lines.append(f"Pushed: {push(written.path, options.push, private=options.private)}")
+    sys.stdout.write("\n".join([*lines, ""]))
 
 
 def questions(args: list[str]) -> None:

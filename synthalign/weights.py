@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,7 +138,7 @@ def check_folder(model: str) -> None:
         ValueError: ``model`` looks like a path, and nothing is there.
     """
     looks_like_path = model.startswith((".", "/", "~")) or model.count("/") != 1 or "\\" in model
-    if Path(model).is_dir() or not (looks_like_path or Path(model.partition("/")[0]).is_dir()):
+    if os.path.isdir(model) or not (looks_like_path or os.path.isdir(model.partition("/")[0])):  # Path's raise if long
         return
     raise ValueError(f"no model folder at {model!r} (seen from {Path.cwd()}); on the hub it would be owner/name")
 

@@ -7,6 +7,7 @@ from typing import Any
 import drawings
 import pytest
 import tiny
+import torch
 import writers
 import yaml
 from rewards.small_models import build_armorm, build_image_reward
@@ -131,6 +132,10 @@ def run(command: str, names: list[str], files: dict[str, Path], models: dict[str
         ["llava15_7b.yaml"],
         ["paper.yaml"],
         ["single_gpu.yaml"],
+        ["llava15_7b.yaml", "qlora.yaml"],
+        ["llava15_7b.yaml", "full.yaml"],
+        ["llava15_7b.yaml", "strategy/ddp.yaml"],
+        ["llava15_7b.yaml", "strategy/model_parallel.yaml"],
         *(["demo.yaml", str(path.relative_to(CONFIGS))] for path in sorted((CONFIGS / "sweeps").rglob("*.yaml"))),
     ],
     ids=lambda names: names[-1],
@@ -140,7 +145,10 @@ def test_a_shipped_config_trains_two_steps(names: list[str], files: dict[str, Pa
     folder = f"runs/{names[0].removesuffix('.yaml')}"
     if "sweeps" in names[-1]:
         folder = f"runs/sweeps/beta-{Path(names[-1]).stem}"
-    assert (Path(folder) / "fit" / "adapter" / "adapter_model.safetensors").is_file()
+    whole = names[-1] == "full.yaml"
+    assert (
+        Path(folder) / "fit" / ("model/model.safetensors" if whole else "adapter/adapter_model.safetensors")
+    ).is_file()
     assert (Path(folder) / "fit" / "results.json").is_file()
     losses = (Path(folder) / "fit" / "metrics.csv").read_text()
     assert "train/loss" in losses
@@ -157,6 +165,17 @@ def test_the_benchmarks_overlay_tests_any_model(files: dict[str, Path], models: 
     assert {key.split("/")[0] for key in results["after"]} == {"pope", "mmhal", "chair_plain", "amber", "mme"}
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there it runs")
+def test_the_older_fsdp_says_that_it_wants_a_gpu(files: dict[str, Path], models: dict[str, Path], capsys):
+    with pytest.raises(SystemExit):
+        run("fit", ["llava15_7b.yaml", "strategy/fsdp.yaml"], files, models)
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("synthalign: error:"))
+    assert "CUDAAccelerator" in line
+
+
 def test_every_config_is_run_by_a_test_of_this_file():
     tried = {"benchmarks.yaml", "demo.yaml", "demo_heldout.yaml", "llava15_7b.yaml", "paper.yaml", "single_gpu.yaml"}
-    assert {path.name for path in CONFIGS.glob("*.yaml")} == tried
+    tried |= {"full.yaml", "qlora.yaml"}
+    assert {path.name for path in (CONFIGS / "strategy").iterdir()} == {"ddp.yaml", "fsdp.yaml", "model_parallel.yaml"}
+    elsewhere = {"slurm.yaml"}  # with the cluster that it takes: tests/resume/test_signals.py
+    assert {path.name for path in CONFIGS.glob("*.yaml")} == tried | elsewhere

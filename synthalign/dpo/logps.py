@@ -28,9 +28,10 @@ def pair_logps(network: Any, laid: Laid, features: Features) -> PairLogps:  # no
     Returns:
         Sums of log-probs over response tokens (B,), nats, at least fp32; and the tokens' counts (B,).
     """
-    sums = torch.stack([part.sum() for part in scored_logps(network, laid, features).split(laid.lengths)])
-    counts = torch.tensor(laid.lengths, device=sums.device)
-    return PairLogps(sums[0::2], sums[1::2], counts[0::2], counts[1::2])
+    sums = [part.sum() for part in scored_logps(network, laid, features).split(laid.lengths)]
+    counts = torch.tensor(laid.lengths, device=sums[0].device)
+    # stacked apart: of two views of one tensor, FSDP2 warns
+    return PairLogps(torch.stack(sums[0::2]), torch.stack(sums[1::2]), counts[0::2], counts[1::2])
 
 
 def scored_logps(network: Any, laid: Laid, features: Features) -> Tensor:  # noqa: ANN401

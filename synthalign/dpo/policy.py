@@ -3,19 +3,28 @@
 Without an adapter the language model itself is trained.
 """
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
 from synthalign.vlm import load_adapter, load_vlm
 from synthalign.vlm.families import decoder_of
-from synthalign.weights import DType
+from synthalign.weights import DType, Quantization
 
 LANGUAGE_LINEARS = r".*(language_model|text_model).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 """Every linear layer of the language model's blocks, in the names most families of transformers share."""
+
+
+LARGEST = 1 << 16
+"""Of a rank and of alpha: wider than any layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +50,12 @@ class LoRA:
         """Refuse settings that cannot be meant."""
         if self.r < 1 or not 0 <= self.dropout < 1:
             raise ValueError(f"r must be >= 1 and dropout in [0, 1), got {self.r} and {self.dropout}")
+        if self.r > LARGEST or abs(self.alpha) > LARGEST:
+            raise ValueError(f"r and alpha must be at most {LARGEST}, got {self.r} and {self.alpha}")
+        try:
+            re.compile(self.target_modules)
+        except re.error as error:
+            raise ValueError(f"target_modules is no regular expression ({error}): {self.target_modules!r}") from error
 
     def __call__(self, network: Any) -> Any:  # noqa: ANN401 - any Hugging Face model
         """Freeze a model and put fresh adapters on it; it computes what it did until they are trained.
@@ -66,6 +81,8 @@ def load_policy(
     dtype: DType = "auto",
     lora: LoRA | None = None,
     adapter: str | None = None,
+    quantization: Quantization | None = None,
+    device: torch.device | None = None,
 ) -> Any:  # noqa: ANN401
     """Load a policy: a saved adapter where one is given, otherwise a fresh one, otherwise the bare model, all frozen.
 
@@ -75,8 +92,10 @@ def load_policy(
         dtype: Type of the frozen weights; auto: as they were saved. Adapters are trained in at least fp32.
         lora: Fresh adapters to put on.
         adapter: Folder or hub id of a saved PEFT adapter, trained on from there.
+        quantization: Keep the matrices of the language model's layers in 4 bits (nf4) or 8 (int8).
+        device: Where to put it; the CPU by default.
     """
-    network = load_vlm(model, revision=revision, dtype=dtype)
+    network = load_vlm(model, revision=revision, dtype=dtype, quantization=quantization, device=device)
     network.requires_grad_(False)
     if adapter is not None:
         return load_adapter(network, adapter, trainable=True)
@@ -105,17 +124,29 @@ def adapters_off(network: Any) -> Iterator[None]:  # noqa: ANN401
         yield
 
 
-def save_adapter(network: Any, folder: Path, processor: Any = None) -> None:  # noqa: ANN401
+def save_adapter(
+    network: Any,  # noqa: ANN401
+    folder: Path,
+    *,
+    weights: dict[str, Tensor] | None = None,
+    processor: Any = None,  # noqa: ANN401
+) -> None:
     """Save the adapter as PEFT does, or a model without one whole; the folder is replaced once the new one is whole.
 
     Args:
         network: The policy.
         folder: Where to.
+        weights: By name, at least those that are saved; the network's own by default.
         processor: Is saved beside it, if given.
     """
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    network.save_pretrained(part, safe_serialization=True)
+    if not hasattr(network, "peft_config"):
+        network.save_pretrained(part, **({} if weights is None else {"state_dict": weights}))
+    elif weights is None:
+        network.save_pretrained(part, save_embedding_layers=False)  # else PEFT asks the hub for the base's vocabulary
+    else:
+        _save_gathered(network, part, weights)
     if processor is not None:
         processor.save_pretrained(part)
     old = folder.with_name(f".{folder.name}.old")
@@ -124,3 +155,11 @@ def save_adapter(network: Any, folder: Path, processor: Any = None) -> None:  # 
         folder.rename(old)
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _save_gathered(network: Any, folder: Path, weights: dict[str, Tensor]) -> None:  # noqa: ANN401
+    """Write what PEFT would, which looks for the weights' names among those of modules that FSDP has wrapped."""
+    (name,) = network.peft_config
+    replace(network.peft_config[name], inference_mode=True).save_pretrained(folder)
+    kept = {key.replace(f".{name}.", "."): value.contiguous() for key, value in weights.items() if ".lora_" in key}
+    save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -17,12 +17,19 @@ from synthalign.dpo.policy import adapters_off, trained_without_adapters
 from synthalign.dpo.reference_cache import Preparation, Row, prepared
 from synthalign.types import PairLogps
 
+Spread = Callable[[Any], None]
+
 
 class Reference(Protocol):
     """Gives the log-probs that the policy's are held against."""
 
-    def begin(self, network: Any) -> None:  # noqa: ANN401 - any Hugging Face model
-        """Look at the policy as it was loaded, before a checkpoint or a step changes it."""
+    def begin(self, network: Any, spread: Spread | None = None) -> None:  # noqa: ANN401 - any Hugging Face model
+        """Look at the policy as it was loaded, before a checkpoint or a step changes it.
+
+        Args:
+            network: The policy, whole.
+            spread: Spreads a network over the ranks, where the policy will be.
+        """
         ...
 
     def prepare(self, network: Any, preparation: Callable[[], Preparation]) -> None:  # noqa: ANN401
@@ -44,7 +51,7 @@ class Reference(Protocol):
 class AdaptersOff:
     """The policy's own weights with the adapters off: nothing more in memory, and the same code path and layout."""
 
-    def begin(self, network: Any) -> None:  # noqa: ANN401
+    def begin(self, network: Any, spread: Spread | None = None) -> None:  # noqa: ANN401
         """Refuse a policy that has no adapter, or trains weights besides: it does not stay its own reference.
 
         Raises:
@@ -70,17 +77,20 @@ class AdaptersOff:
 class FrozenCopy:
     """A second model in memory, made when the policy is loaded: for training all weights.
 
-    It has the policy's device and dtype from its first use on. It is whole on every rank, also where the policy is
-    spread over them.
+    It has the policy's device and dtype from its first use on, and is spread over the ranks where the policy is by
+    FSDP2; under FSDPStrategy it is whole on every rank.
     """
 
     def __init__(self) -> None:
         self._copy: Any = None
-        self._placed = False
+        self._placed = self._spread = False
 
-    def begin(self, network: Any) -> None:  # noqa: ANN401
+    def begin(self, network: Any, spread: Spread | None = None) -> None:  # noqa: ANN401
         """Copy the policy."""
         self._copy, self._placed = copy.deepcopy(network).eval().requires_grad_(False), False
+        self._spread = spread is not None
+        if spread is not None:
+            spread(self._copy)
 
     def prepare(self, network: Any, preparation: Callable[[], Preparation]) -> None:  # noqa: ANN401
         """Do nothing."""
@@ -98,6 +108,10 @@ class FrozenCopy:
     def _place(self, network: Any) -> None:  # noqa: ANN401
         """Bring the copy to the policy's device and dtypes."""
         device = next(network.parameters()).device
+        if self._spread:  # then the data of its parameters are shares
+            self._copy.to(device, network.dtype)
+            self._placed = True
+            return
         dtypes = {name: tensor.dtype for name, tensor in chain(network.named_parameters(), network.named_buffers())}
         for name, mine in chain(self._copy.named_parameters(), self._copy.named_buffers()):
             mine.data = mine.data.to(device, dtypes.get(name, mine.dtype))
@@ -124,7 +138,7 @@ class Cached:
         self.folder, self.shard_size = folder, shard_size
         self._rows: dict[str, Row] = {}  # by id
 
-    def begin(self, network: Any) -> None:  # noqa: ANN401
+    def begin(self, network: Any, spread: Spread | None = None) -> None:  # noqa: ANN401
         """Do nothing: the values are of the policy as ``prepare`` gets it."""
 
     def prepare(self, network: Any, preparation: Callable[[], Preparation]) -> None:  # noqa: ANN401

@@ -218,10 +218,12 @@ def image_in(folder: Path, name: str, where: str) -> Path:
         ValueError: ``name`` leads out of ``folder``, or there is no such file; ``where`` begins the message.
     """
     path = folder / name
+    if "\0" in str(path):
+        raise ValueError(f"{where}: {str(path)[:60]!r} cannot be the path of an image")
     snapshots = [parent for parent in folder.absolute().parents if parent.name == "snapshots"]
     inside = [folder.resolve(), *((parent.parent / "blobs").resolve() for parent in snapshots)]
     try:
-        if not name or "\0" in name or not any(path.resolve().is_relative_to(root) for root in inside):
+        if not name or not any(path.resolve().is_relative_to(root) for root in inside):
             raise ValueError(f"{where}: image {name!r} leads out of its folder {folder}")
         there = path.is_file()
     except (OSError, RuntimeError) as error:  # too long a name, links in a circle

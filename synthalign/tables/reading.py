@@ -38,6 +38,8 @@ def read_pairs(path: Path, images: Path | None = None) -> PairSet:
         ValueError: The file, a row or an image is not as it should be; the message names it.
         RuntimeError: The disk has no room for the datasets library's copy of a parquet set.
     """
+    if not _can_be_path(path):
+        raise ValueError(f"no pairs at {str(path)[:60]!r}: that cannot be a path")
     if path.is_dir():
         path = _file_in(path)
     if path.suffix in {".json", ".jsonl"}:
@@ -49,6 +51,14 @@ def read_pairs(path: Path, images: Path | None = None) -> PairSet:
     if not pairs.rows and not pairs.dropped:
         raise ValueError(f"{path} holds no pairs: there is not one row in it")
     return pairs
+
+
+def _can_be_path(path: Path) -> bool:
+    try:
+        path.exists()
+    except (OSError, ValueError):  # too long a name, a byte that none has, links in a circle
+        return False
+    return True
 
 
 def _file_in(folder: Path) -> Path:

@@ -1,7 +1,10 @@
 """fit, validate, test and synthesize, on LightningCLI."""
 
 import logging
+import os
 import re
+import shlex
+import signal
 import sys
 import traceback
 import warnings
@@ -9,19 +12,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
 import synthalign.callbacks  # these three make their classes known by short names
 import synthalign.datamodules
 import synthalign.modules
+from synthalign.callbacks.random_states import RandomStates
+from synthalign.callbacks.save_on_signal import SaveOnSignal, Stopped, handle, leave
 from synthalign.cli import fail
 from synthalign.tables import read_pairs
+from synthalign.tables.rows import text_in
+from synthalign.training import strategies
+from synthalign.training.checkpoints import CheckpointFiles, refusal, resolve
+from synthalign.training.ranks import watched
 
 
 class Trainer(LightningTrainer):
@@ -61,30 +72,77 @@ class CLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Return the commands, and which of their parameters the command line does not show."""
         commands = LightningCLI.subcommands()
-        kept = {name: commands[name] for name in ("fit", "validate", "test")}
+        # checkpoints are read as tensors and plain types, never otherwise
+        kept = {name: commands[name] | {"weights_only"} for name in ("fit", "validate", "test")}
         return {**kept, "synthesize": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Hand the policy's chat to the datamodule, and whether its layout wants an image's pairs together."""
+        parser.add_argument(
+            "--trust_shards",
+            type=bool,
+            default=False,
+            help="Read a checkpoint that is a folder of shards: its metadata is a pickle, which can run code.",
+        )
         parser.link_arguments("model.chat", "data.init_args.chat", apply_on="instantiate")
         parser.link_arguments("model.shares_images", "data.init_args.shares_images", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Spare ``synthesize`` the callbacks, whose evaluations would ask for files; refuse a path to no checkpoint."""
+        """Spare ``synthesize`` the callbacks, whose evaluations would ask for files."""
+        settings = self.config[self.subcommand].trainer
+        if not isinstance(settings, Namespace):
+            fail(f"trainer: expected keys and their values, found {settings!r}")
+        for key in ("accumulate_grad_batches", "check_val_every_n_epoch"):  # Lightning divides by them
+            if (every := settings.get(key)) is not None and every < 1:
+                fail(f"trainer.{key} must be >= 1, got {every}")
         if self.subcommand == "synthesize":
-            self.config.synthesize.trainer.callbacks = None
-        checkpoint = self.config[self.subcommand].get("ckpt_path")
-        if checkpoint not in (None, "best", "last", "hpc") and not Path(checkpoint).exists():
-            fail(f"--ckpt_path: no checkpoint at {checkpoint}")
+            settings.callbacks = None
+
+    def _parse_ckpt_path(self) -> None:
+        """Find and check the checkpoint; Lightning would take settings from it."""
+        config = self.config[self.config.subcommand]
+        if (given := config.get("ckpt_path")) is not None:
+            found = resolve(
+                str(given),
+                Path(getattr(config.trainer, "default_root_dir", None) or RUNS),
+                training=self.config.subcommand == "fit",
+                trust_shards=config.trust_shards,
+            )
+            config["ckpt_path"] = None if found is None else str(found)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> LightningTrainer:
         if config.get("logger") in (None, True):
-            config["logger"] = _loggers(Path(config.get("default_root_dir") or "runs"), str(self.subcommand))
+            config["logger"] = _loggers(Path(config.get("default_root_dir") or RUNS), str(self.subcommand))
+        given = config.get("plugins") or []
+        plugins = list(given) if isinstance(given, list) else [given]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["plugins"] = [*plugins, CheckpointFiles()]
         return super()._instantiate_trainer(config, callbacks)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with watched(self.trainer):
+            try:
+                super()._run_subcommand(subcommand)
+            except Exception as error:
+                if (reason := refusal(error)) is None:
+                    raise
+                raise ValueError(f"--ckpt_path: the checkpoint does not fit this run: {reason}") from error
+
+
+RUNS = "runs"
+"""Where runs go unless the trainer is given a ``default_root_dir``."""
 
 
 def _loggers(root: Path, command: str) -> list[Any]:
     """Log to CSV and TensorBoard in the first unused folder of ``root``: fit, then fit-2, then fit-3."""
+    if "\0" in str(root):
+        fail(f"trainer.default_root_dir cannot be a folder: {str(root)!r}")
+    try:
+        there = next(parent for parent in (root, *root.parents) if parent.exists())
+    except OSError as error:  # too long a name
+        fail(f"trainer.default_root_dir cannot be a folder: {error.strerror}")
+    if not there.is_dir():
+        fail(f"trainer.default_root_dir cannot be a folder: {there} is a file")
     name, number = command, 1
     while (root / name).exists():
         number += 1
@@ -118,11 +176,16 @@ def _config_line(key: str, args: Sequence[str]) -> str:
     if given := [flag for flag in flags if flag.rpartition(".")[2].lstrip("-") == key]:
         return f"{given[-1]}: "
     found = []
-    for path in (Path(arg.partition("=")[2] or arg) for arg in args):
-        if path.suffix in {".yaml", ".yml"} and path.is_file():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            found += [f"{path}, line {n}: " for n, line in enumerate(lines, 1) if re.search(rf"\b{key}\b *[:}}]", line)]
+    for path in _configs(args):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        found += [f"{path}, line {n}: " for n, line in enumerate(lines, 1) if re.search(rf"\b{key}\b *[:}}]", line)]
     return found[0] if len(found) == 1 else ""
+
+
+def _configs(args: Sequence[str]) -> list[Path]:
+    """Return the config files that a command line names."""
+    named = (Path(arg.partition("=")[2] or arg) for arg in args)
+    return [path for path in named if path.suffix in {".yaml", ".yml"} and os.path.isfile(path)]
 
 
 def run(args: Sequence[str]) -> None:
@@ -132,15 +195,23 @@ def run(args: Sequence[str]) -> None:
         args: The command line, the command first.
     """
     _quiet()
+    for path in _configs(args):
+        text_in(path)  # refuses what is no text, which the parser would stumble over
     # References such as ${trainer.max_epochs} are made relative, so that they hold under every subcommand.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     sys.argv = ["synthalign", *args]  # what Lightning starts the other ranks with
+    strategies.register()
+    handled = handle(signal.SIGTERM, leave)
     try:
         CLI(
             LightningModule,
             LightningDataModule,
             trainer_class=Trainer,
-            trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 1},
+            trainer_defaults={
+                "use_distributed_sampler": False,
+                "log_every_n_steps": 1,
+                "callbacks": [RandomStates(), SaveOnSignal()],
+            },
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_kwargs={"overwrite": True},
@@ -150,14 +221,34 @@ def run(args: Sequence[str]) -> None:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
+    except Stopped as stopped:
+        _tell(stopped, args)
+        raise
     except MisconfigurationException as error:  # such as an accelerator that is not there
         fail(str(error))
-    except (ValueError, OmegaConfBaseException) as error:
+    except (ValueError, TypeError, OmegaConfBaseException) as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raised_in = set(Path(place.filename).parts)
+        # Lightning, and torch's optimizers, refuse a setting where it is used.
+        of_theirs = {"lightning", "optim"} & raised_in and (place.line or "").startswith("raise ")
         # What a part's constructor refuses reaches us wrapped in the parser's report.
-        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
-        if not {"jsonargparse", "omegaconf"} & set(raised_in):
+        if not of_theirs and (isinstance(error, TypeError) or not {"jsonargparse", "omegaconf"} & raised_in):
             raise
-        fail(_gist(str(error), args))
+        key = "seed_everything: " if place.name == "seed_everything" else ""
+        fail(key + _gist(str(error), args))
+    finally:
+        handle(signal.SIGTERM, handled)
+
+
+@rank_zero_only
+def _tell(stopped: Stopped, args: Sequence[str]) -> None:
+    """Say in one line what was saved and how to go on."""
+    given = [at for at, arg in enumerate(args) if arg.partition("=")[0] == "--ckpt_path"]
+    dropped = {place for at in given for place in ((at,) if "=" in args[at] else (at, at + 1))}
+    command = [arg for at, arg in enumerate(args) if at not in dropped]
+    again = shlex.join(["synthalign", *command, "--ckpt_path", str(stopped.checkpoint)])
+    how = "the job is queued again" if stopped.requeued else f"go on with: {again}"
+    sys.stderr.write(f"synthalign: stopped by {stopped.by.name}, saved {stopped.checkpoint}; {how}\n")
 
 
 def _quiet() -> None:
@@ -173,7 +264,9 @@ def _quiet() -> None:
         ".*module\\(s\\) in eval mode at the start of training.*",  # the frozen base is meant to be
         ".*is_gradient_checkpointing.*",  # PEFT asks transformers by the old name
         ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning asks torch by the old name
+        ".*It is recommended to use `self.log.*",  # the module has the ranks' figures together already
         ".*Total length of `list` across ranks is zero.*",  # no held-out pairs
+        ".*The dirpath has changed from.*",  # a run that goes on keeps its checkpoints in a folder of its own
         ".*Experiment logs directory.*",  # the two loggers share the run's folder
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -16,7 +16,15 @@ from transformers import AttentionInterface
 NAME = "synthalign_shared"
 """Of this attention among those of transformers, which builds no mask for a name that it has no mask for."""
 
-UNDERSTOOD = {"is_causal", "position_ids", "output_attentions", "use_cache", "cache_position", "position_bias"}
+UNDERSTOOD = {
+    "is_causal",
+    "position_ids",
+    "output_attentions",
+    "use_cache",
+    "cache_position",
+    "position_bias",
+    "logits_to_keep",  # of the head behind, which LLaVA-OneVision hands down to every layer
+}
 """What models hand to any attention, and what one of ours needs not know."""
 
 FLASH_DTYPES = (torch.float16, torch.bfloat16)

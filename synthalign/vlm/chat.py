@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from synthalign.vlm.processors import load_processor
 from synthalign.weights import check_folder, load
 
 
@@ -36,9 +37,7 @@ class Chat:
     @cached_property
     def processor(self) -> Any:  # noqa: ANN401 - every family has its own class
         """The model's processor, padding on the left: on the right, batched replies are silently wrong."""
-        from transformers import AutoProcessor
-
-        processor = load(AutoProcessor, self.model, revision=self.revision)
+        processor = load_processor(self.model, revision=self.revision)
         prepare(processor, processor.tokenizer, self.model, self.chat_template)
         return processor
 

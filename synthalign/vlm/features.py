@@ -62,7 +62,7 @@ def encode_images(network: Any, images: dict[str, Tensor], places: list[int]) ->
 
 def joins(base: Any) -> bool:  # noqa: ANN401
     """Whether a model reads its images as one tensor; the others concatenate a list."""
-    return base.config.model_type in ("paligemma", "gemma3")
+    return base.config.model_type in ("paligemma", "gemma3", "internvl")
 
 
 def _split(output: Any, places: list[int]) -> list[EncodedImage]:  # noqa: ANN401

@@ -1,5 +1,6 @@
 """A local vision-language model as a Responder: loaded at first use, an adapter on it if asked."""
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -131,15 +132,31 @@ def load_adapter(network: Any, adapter: str, *, trainable: bool = False) -> Any:
     """Put a saved PEFT adapter on a model.
 
     Raises:
-        ValueError: There is no such adapter, or it does not fit the model.
+        ValueError: There is no such adapter, it does not fit the model, or holds numbers that are not finite.
     """
-    from peft import PeftModel
-    from safetensors import SafetensorError
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
     check_folder(adapter)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys")  # they would stay at random
-            return PeftModel.from_pretrained(network, adapter, is_trainable=trainable)
-    except (OSError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
-        raise ValueError(f"adapter {adapter!r} cannot be put on the model: {str(error).splitlines()[0]}") from error
+            config = PeftConfig.from_pretrained(adapter)
+            if getattr(config, "megatron_config", None):
+                raise ValueError("its megatron_config makes PEFT import a module that the adapter names")
+            loaded = PeftModel.from_pretrained(network, adapter, is_trainable=trainable, config=config)
+    except Exception as error:  # what a damaged file, or a strange value in the config, makes of PEFT
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise
+        raise ValueError(f"adapter {adapter!r} cannot be put on the model: {_gist(error)}") from error
+    for name, tensor in get_peft_model_state_dict(loaded).items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"adapter {adapter!r} holds numbers that are not finite, in {name}: take an earlier one")
+    return loaded
+
+
+def _gist(error: Exception) -> str:
+    """Return the first line that says something; what wants to be run, where a pickle does."""
+    if wish := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"it is a pickle that wants to run {wish[1]}: refused, and nothing was run"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1]) if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""What ``synthalign plan`` does: it reads the configuration of a run and reckons it, loading no weights."""

@@ -1,0 +1,187 @@
+"""A run's configuration, read as ``fit`` reads it, its parts made, and neither trainer nor weights."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import set_parsing_settings
+from lightning.pytorch import LightningDataModule, LightningModule
+from omegaconf.errors import OmegaConfBaseException
+
+from synthalign.cli import fail
+from synthalign.datamodules import SyntheticPreferenceDataModule
+from synthalign.dpo.policy import LoRA
+from synthalign.dpo.reference import AdaptersOff, Cached, FrozenCopy
+from synthalign.modules import DPOModule
+from synthalign.modules.together import check_together
+from synthalign.plan import Spread
+from synthalign.planning.run import Run
+from synthalign.planning.step import ReferenceKind
+from synthalign.training import command_line
+from synthalign.weights import load
+
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+TRUE = {"bf16-true": torch.bfloat16, "bf16": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+FULL = {"32-true", "32", "None", "transformer-engine"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What a configuration says.
+
+    Args:
+        module: Its network is not loaded.
+        data: Its pairs are not read.
+        trainer: The trainer's settings as they were given.
+        run: What decides on bytes and operations.
+    """
+
+    module: DPOModule
+    data: SyntheticPreferenceDataModule
+    trainer: Any
+    run: Run
+
+
+class _CLI(command_line.CLI):
+    """Makes module and datamodule, and stops there."""
+
+    def instantiate_classes(self) -> None:
+        """Make them; the trainer's own parts, callbacks and their evaluations among them, are not wanted."""
+        self.given = self.config[self.subcommand].trainer.clone()
+        trainer = self.config[self.subcommand].trainer
+        for name in ("callbacks", "logger", "plugins", "profiler"):
+            trainer[name] = None
+        trainer.strategy = "auto"
+        self.config_init = self.parser.instantiate_classes(self.config)
+        self.datamodule = self._get(self.config_init, "data")
+        self.model = self._get(self.config_init, "model")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def read(args: Sequence[str]) -> Read:
+    """Read a configuration.
+
+    Args:
+        args: Flags and config files of ``synthalign fit``.
+
+    Raises:
+        ValueError: It is of a run that cannot be planned.
+    """
+    command_line._quiet()
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    sys.argv = ["synthalign", "fit", *args]
+    try:
+        cli = _CLI(
+            LightningModule,
+            LightningDataModule,
+            trainer_class=command_line.Trainer,
+            trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 1},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            parser_class=command_line.Parser,
+            parser_kwargs={"parser_mode": "omegaconf+"},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+    except (ValueError, OmegaConfBaseException) as error:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
+        if not {"jsonargparse", "omegaconf"} & set(raised_in):
+            raise
+        fail(command_line._gist(str(error), sys.argv))
+    module, data = cli.model, cli.datamodule
+    if not isinstance(module, DPOModule) or not isinstance(data, SyntheticPreferenceDataModule):
+        raise ValueError(
+            f"plan knows DPOModule and SyntheticPreferenceDataModule, not {type(module).__name__} and "
+            f"{type(data).__name__}"
+        )
+    return Read(module=module, data=data, trainer=cli.given, run=run_of(module, cli.given))
+
+
+def run_of(module: DPOModule, trainer: Any) -> Run:  # noqa: ANN401 - a namespace
+    """Take from module and trainer what decides on bytes and operations."""
+    from transformers import AutoConfig
+
+    check_together(module, None, training=True)
+    world_size, spread = _devices(trainer)
+    precision = str(trainer.precision)
+    if precision not in {*AUTOCAST, *TRUE, *FULL}:
+        raise ValueError(f"trainer.precision {precision} cannot be planned: there are {', '.join([*AUTOCAST, *TRUE])}")
+    if spread == "sharded" and module.quantization is not None:
+        raise ValueError(
+            f"quantised weights ({module.quantization}) cannot be spread over devices: take trainer.strategy ddp, or "
+            "quantization: null"
+        )
+    reference: ReferenceKind = "adapters_off"
+    if module.lora is None and module.adapter is None and isinstance(module.reference, AdaptersOff):
+        raise ValueError(
+            "without adapters the policy does not stay its own reference: take synthalign.dpo.reference.Cached or "
+            "FrozenCopy"
+        )
+    if isinstance(module.reference, Cached):
+        reference = "cached"
+    elif isinstance(module.reference, FrozenCopy):
+        reference = "copy"
+    return Run(
+        config=load(AutoConfig, module.policy, revision=module.revision),
+        dtype=module.dtype_name,
+        quantization=module.quantization,
+        lora=module.lora if module.adapter is None else _saved(module.adapter),
+        fused=module.fused,
+        gradient_checkpointing=module.gradient_checkpointing,
+        layout=module.layout,
+        reference=reference,
+        autocast=AUTOCAST.get(precision),
+        cast=TRUE.get(precision),
+        optimizer=module.optimizer,
+        on_cuda=_on_cuda(trainer),
+        spread=spread,
+        world_size=world_size,
+        accumulate=trainer.accumulate_grad_batches,
+    )
+
+
+def _saved(adapter: str) -> LoRA:
+    """Read the settings of a saved adapter."""
+    from peft import PeftConfig
+
+    saved = load(PeftConfig, adapter)
+    targets = saved.target_modules
+    pattern = targets if isinstance(targets, str) else rf".*\.({'|'.join(sorted(targets))})"
+    return LoRA(r=saved.r, alpha=saved.lora_alpha, target_modules=pattern)
+
+
+def _on_cuda(trainer: Any) -> bool:  # noqa: ANN401
+    # auto on a machine without a GPU still means one: plans are made before there is one
+    return str(trainer.accelerator) in ("auto", "gpu", "cuda")
+
+
+def _devices(trainer: Any) -> tuple[int, Spread]:  # noqa: ANN401
+    """Count the devices, and say how the run is spread over them."""
+    devices = trainer.devices
+    if isinstance(devices, str) and devices.lstrip("-").isdigit():
+        devices = int(devices)
+    if devices in ("auto", -1, None):
+        count = max(1, torch.cuda.device_count() if _on_cuda(trainer) else 1)
+    elif isinstance(devices, int):
+        count = devices
+    else:
+        count = len(devices.split(",")) if isinstance(devices, str) else len(devices)
+    world_size = count * int(trainer.num_nodes or os.environ.get("SLURM_NNODES", 1))
+    given = trainer.strategy
+    name = (given if isinstance(given, str) else str(given["class_path"])).rpartition(".")[2].lower()
+    if "fsdp" in name or "model" in name:
+        return world_size, "sharded"
+    if "ddp" in name or (name == "auto" and world_size > 1):
+        return world_size, "ddp"
+    if name in ("auto", "singledevicestrategy"):
+        return world_size, "whole"
+    raise ValueError(f"trainer.strategy {name} cannot be planned: take auto, ddp, fsdp or model_parallel")

@@ -1,0 +1,141 @@
+"""A rank that dies takes the others with it, and the terminal says which it was."""
+
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from subprocess import Popen, TimeoutExpired
+from typing import NoReturn
+
+from lightning.pytorch import Trainer
+
+FIRST = "SYNTHALIGN_FIRST_RANK"
+"""Environment variable: the process that started the other ranks."""
+
+POLL_S = 0.2
+GRACE_S = 3.0
+"""What a rank gets to end by itself, with its logs closed, after another died."""
+
+UNREACHED = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out", re.IGNORECASE)
+"""What torch says of a rank that it waits for in vain."""
+
+
+@contextmanager
+def watched(trainer: Trainer) -> Iterator[None]:
+    """Let no rank wait for one that is gone, and say which is.
+
+    The first rank watches those that Lightning started, and they watch it. Lightning itself looks every five seconds
+    and kills all without a word; where ranks wait for one that is gone, gloo fails at once with a trace of sockets, and
+    NCCL waits for its time-out, half an hour. Ranks that srun or torchrun started are theirs to watch; what is left
+    there is the time-out of the strategy.
+
+    Args:
+        trainer: About to begin.
+
+    Raises:
+        SystemExit: Another rank died, which was said.
+        RuntimeError: Another rank cannot be reached.
+    """
+    if trainer.world_size == 1:
+        yield
+        return
+    watch = _Watch(trainer)
+    try:
+        yield
+        watch.wait_for_others(60.0)
+    except RuntimeError as error:
+        if watch.saw_a_death():
+            raise SystemExit(1) from None
+        if not UNREACHED.search(str(error)):
+            raise
+        raise RuntimeError(
+            f"rank {trainer.global_rank} of {trainer.world_size} waits for another in vain ({_gist(error)}): one died, "
+            "or took longer than the strategy's timeout; go on with --ckpt_path last, or a checkpoint of the run"
+        ) from error
+    finally:
+        watch.close()
+
+
+class _Watch:
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.death, self.over = threading.Event(), threading.Event()
+        self.first = os.environ.get(FIRST) != str(os.getppid())
+        if self.first:
+            os.environ[FIRST] = str(os.getpid())
+        watch = self._watch_others if self.first else self._watch_first
+        self.thread = threading.Thread(target=watch, name="ranks", daemon=True)
+        self.thread.start()
+
+    def wait_for_others(self, timeout_s: float) -> None:
+        """Let the others end before the first does."""
+        end = time.monotonic() + timeout_s
+        for child in self._others:
+            with suppress(TimeoutExpired):
+                child.wait(timeout=max(0.0, end - time.monotonic()))
+
+    def saw_a_death(self) -> bool:
+        """Whether a rank died; asked when this one has failed, perhaps for that."""
+        return bool(self._others) and self.death.wait(timeout=5 * POLL_S)
+
+    def close(self) -> None:
+        """Watch no longer; none outlives the first."""
+        self.over.set()
+        self.thread.join()
+        self.wait_for_others(GRACE_S)
+        for child in self._others:
+            child.kill()
+        if self.first:
+            os.environ.pop(FIRST, None)
+
+    @property
+    def _others(self) -> list[Popen[bytes]]:
+        return getattr(self.trainer.strategy.launcher, "procs", [])
+
+    def _watch_first(self) -> None:
+        parent = os.getppid()
+        while not self.over.wait(POLL_S):
+            if os.getppid() != parent and not self.over.wait(GRACE_S):
+                _end(f"rank {self.trainer.global_rank} stops, since the first rank is gone")
+
+    def _watch_others(self) -> None:
+        while not self.over.wait(POLL_S):
+            for rank, child in enumerate(self._others, 1):
+                if child.poll():
+                    self._mourn(rank, child)
+                    return
+
+    def _mourn(self, rank: int, child: Popen[bytes]) -> None:
+        if child.returncode < 0:
+            how = f"was killed by {signal.Signals(-child.returncode).name}"
+        else:
+            how = f"ended with status {child.returncode}"
+            if self.over.wait(GRACE_S):  # it said why, and so did this one: a mistake that all make
+                return
+        _say(
+            f"rank {rank} of {self.trainer.world_size} (process {child.pid}) {how}, so all stop; "
+            "go on with --ckpt_path last, or a checkpoint of the run"
+        )
+        self.death.set()
+        for other in self._others:
+            other.kill()
+        if not self.over.wait(GRACE_S):
+            os._exit(1)
+
+
+def _gist(error: BaseException) -> str:
+    return re.sub(r"^\[[^]]*\] *", "", str(error).splitlines()[0])  # gloo begins with a place in its source
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"synthalign: error: {line}\n")
+    sys.stderr.flush()
+
+
+def _end(line: str) -> NoReturn:
+    _say(line)
+    os._exit(1)
