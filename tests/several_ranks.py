@@ -17,7 +17,6 @@ from dpo.drawn_pairs import FOUR, draw
 from forked import fork_ranks
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
 from synthalign.callbacks.evaluate import Evaluate
@@ -28,7 +27,6 @@ from synthalign.dpo.policy import LoRA, load_policy
 from synthalign.evals.pope import POPE
 from synthalign.modules import DPOModule
 from synthalign.vlm import Chat
-from synthalign.vlm.families import decoder_of
 
 SIZES = (7, 8, 1)
 """Images: uneven shares, and with one image ranks without any."""
@@ -64,21 +62,9 @@ DRAWINGS = ("red circle on white", "green square on black", "blue circle on whit
 THINGS = ("circle", "square", "dog", "cup", "chair")
 
 
-class Aligned(DPOModule):
+def aligned(folder: Path, **settings: Any) -> DPOModule:
     """A LLaVA with an adapter that does something, its weights spread over the ranks where the strategy says so."""
-
-    def configure_model(self):
-        if self.network is not None:
-            return
-        super().configure_model()
-        spread(self.network)
-        if isinstance(self.trainer.strategy, ModelParallelStrategy):
-            network: Any = self.network
-            mesh = self.device_mesh["data_parallel"]
-            for layer in decoder_of(network).layers:
-                fully_shard(layer, mesh=mesh)
-            if self.trainer.testing:  # what else there is training takes out of the whole model's hands
-                fully_shard(network, mesh=mesh)
+    return DPOModule(policy=str(folder / "llava"), loss=DPO(beta=0.5), adapter=str(folder / "adapter"), **settings)
 
 
 def polls(folder: Path) -> list:
@@ -119,8 +105,7 @@ def share_weights(folder: Path, devices: int) -> None:
         enable_progress_bar=False,
         use_distributed_sampler=False,
     )
-    module = Aligned(policy=str(folder / "llava"), loss=DPO(beta=0.5), lora=LoRA(r=4, alpha=8), answer_batch_size=2)
-    trainer.test(module, DataLoader([0]), verbose=False)  # type: ignore[arg-type]
+    trainer.test(aligned(folder, answer_batch_size=2), DataLoader([0]), verbose=False)  # type: ignore[arg-type]
 
 
 class Losses(Callback):
@@ -156,15 +141,15 @@ def train(folder: Path, name: str, callbacks: list[Callback]) -> None:
     for pair in FOUR[trainer.global_rank :: 2]:
         chosen, rejected = (chat.response_ids(pair.question, answer) for answer in (pair.chosen, pair.rejected))
         pairs.append(PairTokens(pair.id, draw(pair.drawing), pair.drawing, pair.question, chosen, rejected))
-    lora = LoRA(r=4, alpha=8, dropout=0.2)
-    module = Aligned(policy=str(folder / "llava"), loss=DPO(beta=0.5), lora=lora, layout=Rows(), fused=False)
+    module = aligned(folder, layout=Rows(), fused=False)
     trainer.fit(module, DataLoader(pairs, batch_size=1, collate_fn=partial(collate, chat=chat)))  # type: ignore[arg-type]
     (folder / name / f"rank-{trainer.global_rank}.json").write_text(json.dumps(losses.values))
 
 
 if __name__ == "__main__":
     here = Path(sys.argv[1])
-    LoRA()(load_policy(str(here / "llava")))  # for what it imports
+    policy = load_policy(str(here / "llava"), lora=LoRA(r=4, alpha=8, dropout=0.2))
+    spread(policy).save_pretrained(here / "adapter")
     for devices in (1, 2, 3):
         fork_ranks(devices, partial(share_questions, here, devices))
     for devices in (1, 2):

@@ -33,7 +33,6 @@ RUNS = {
     "lora-fsdp2": ("lora.yaml", FSDP2),
     "lora-fsdp2-resumed": ("lora.yaml", [*FSDP2, "--ckpt_path", "lora-fsdp2/fit/checkpoints/step=3.ckpt"]),
     "lora-fsdp1": ("lora.yaml", FSDP1),
-    "lora-fsdp1-resumed": ("lora.yaml", [*FSDP1, "--ckpt_path", "lora-fsdp1/fit/checkpoints/step=3.ckpt"]),
     "whole-alone": ("whole.yaml", ALONE),
     "whole-fsdp2": ("whole.yaml", FSDP2),
 }
@@ -42,6 +41,7 @@ RUNS = {
 
 def write(folder: Path, policy: Path) -> Path:
     """Write the pairs, an evaluation, and a config for training an adapter and one for all weights."""
+    (folder / "llava").symlink_to(policy)
     pairs = write_set(folder / "set")
     rows: list[dict] = []
     for drawing in ("red circle on white", "green square on black", "blue circle on white"):
@@ -100,6 +100,9 @@ def run(name: str) -> None:
 if __name__ == "__main__":
     import os
 
+    from synthalign.dpo.policy import LoRA, load_policy
+
     os.chdir(sys.argv[1])
+    LoRA()(load_policy("llava"))
     for one in RUNS:
         fork_ranks(1 if one.endswith("alone") else 2, partial(run, one))

@@ -1,6 +1,6 @@
 """A policy whose weights are spread over the ranks by PyTorch's fully_shard (FSDP2)."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -105,38 +105,18 @@ def gathered(network: Any, *, trained: bool) -> dict[str, Tensor]:  # noqa: ANN4
     return weights
 
 
-def give_out(network: FullyShardedDataParallel, weights: Mapping[str, Tensor]) -> None:
-    """Put whole weights into a network that the older FullyShardedDataParallel has spread, those that are given.
-
-    Args:
-        network: All ranks have to call this.
-        weights: By name, on every rank.
-    """
-    for parameters in _whole_units(network, writeback=True):
-        for name, parameter in parameters.items():
-            if name in weights:
-                parameter.data.copy_(weights[name])
-
-
 def _unit_by_unit(network: FullyShardedDataParallel, trained: bool) -> dict[str, Tensor]:
-    return {
-        name: parameter.detach().cpu().clone()
-        for parameters in _whole_units(network, writeback=False)
-        for name, parameter in parameters.items()
-        if (parameter.requires_grad or not trained) and get_rank() == 0
-    }
-
-
-def _whole_units(network: FullyShardedDataParallel, writeback: bool) -> Iterator[dict[str, nn.Parameter]]:
     """Unflatten one unit after the other, so that the ranks never hold more than one whole."""
+    found: dict[str, Tensor] = {}
     for place, unit in network.named_modules():
-        if isinstance(unit, FullyShardedDataParallel):
-            with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=writeback):
-                yield {
-                    f"{place}.{name}".replace(WRAPPED, "").lstrip("."): parameter
-                    for name, parameter in unit.named_parameters()
-                    if name.count(WRAPPED) < 2  # else it is of a unit inside
-                }
+        if not isinstance(unit, FullyShardedDataParallel):
+            continue
+        with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
+            for name, parameter in unit.named_parameters():
+                own = name.count(WRAPPED) < 2  # else it is of a unit inside
+                if own and (parameter.requires_grad or not trained) and get_rank() == 0:
+                    found[f"{place}.{name}".replace(WRAPPED, "").lstrip(".")] = parameter.detach().cpu().clone()
+    return found
 
 
 def _do(work: Callable[[], T]) -> T:

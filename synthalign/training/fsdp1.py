@@ -1,25 +1,18 @@
 """PyTorch's older FullyShardedDataParallel, as a DPOModule needs it."""
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import FSDPPrecision
 from lightning.pytorch.strategies import FSDPStrategy
 from torch.distributed.constants import default_pg_timeout
-from torch.distributed.fsdp import (
-    FullOptimStateDictConfig,
-    FullStateDictConfig,
-    FullyShardedDataParallel,
-    OptimStateKeyType,
-    StateDictType,
-)
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import CustomPolicy
 
-from synthalign.dpo.sharding import gathered, give_out, units_of
+from synthalign.dpo.sharding import gathered, units_of
 
 
 class AsLoaded(FSDPPrecision):
@@ -101,28 +94,13 @@ class FSDP1Strategy(FSDPStrategy):
         assert self.model is not None
         return gathered(self.model, trained=True)
 
-    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint, on every rank."""
-        return self.checkpoint_io.load_checkpoint(Path(self.broadcast(checkpoint_path)), weights_only=True)
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> NoReturn:
+        """Refuse: optimizer states do not find their flat shares again.
 
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Give every rank its share of whole weights."""
-        assert isinstance(self.model, FullyShardedDataParallel)
-        give_out(self.model, checkpoint["state_dict"])
-
-    @property
-    def lightning_restore_optimizer(self) -> bool:
-        """Lightning restores the optimizer, by the method below."""
-        return True
-
-    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Give every rank its share of the optimizers' whole states, which are kept by the weights' numbers."""
-        assert isinstance(self.model, FullyShardedDataParallel)
-        whole = FullOptimStateDictConfig(rank0_only=False)
-        with FullyShardedDataParallel.state_dict_type(
-            self.model, StateDictType.FULL_STATE_DICT, FullStateDictConfig(rank0_only=False), whole
-        ):
-            for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-                named = FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_NAME, self.model)
-                shares = FullyShardedDataParallel.optim_state_dict_to_load(self.model, optimizer, named)
-                optimizer.load_state_dict(shares)
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            f"a run cannot go on from {checkpoint_path} under the older FSDP: take trainer.strategy model_parallel "
+            "(FSDP2) or ddp, which read the same checkpoints"
+        )

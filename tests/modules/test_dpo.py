@@ -12,7 +12,6 @@ from dpo.plain import plain_logps
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import distributed
-from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import logsigmoid
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -253,18 +252,6 @@ def test_evaluations_keep_image_features_for_base_and_policy(make_module):
     assert not calls
 
 
-class Sharded(DPOModule):
-    """Spreads its layers, as whoever trains with ModelParallelStrategy has to."""
-
-    def configure_model(self):
-        loaded = self.network is not None
-        super().configure_model()
-        if not loaded:
-            mesh = self.device_mesh["data_parallel"]
-            for layer in self.network.get_base_model().model.language_model.layers:
-                fully_shard(layer, mesh=mesh)
-
-
 class Asks(Callback):
     """Asks after validation."""
 
@@ -295,9 +282,9 @@ def left_alone():
 def test_under_a_strategy_that_spreads_the_weights_answers_are_the_same(tiny_llava, make_trainer, eight, capsys):
     asks = [Asks(), Asks()]
     spreading = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
-    for ask, strategy, kind in zip(asks, ("auto", spreading), (DPOModule, Sharded), strict=True):
-        module = kind(policy=str(tiny_llava), loss=DPO(), keep_features_gib=1.0, answer_batch_size=3)
-        trainer = make_trainer(kind.__name__, strategy=strategy, devices=1, callbacks=[ask])
+    for ask, strategy, name in zip(asks, ("auto", spreading), ("whole", "spread"), strict=True):
+        module = DPOModule(policy=str(tiny_llava), loss=DPO(), keep_features_gib=1.0, answer_batch_size=3)
+        trainer = make_trainer(name, strategy=strategy, devices=1, callbacks=[ask])
         trainer.validate(module, eight(8), verbose=False)
     assert asks[0].texts == asks[1].texts
     assert asks[0].adapted == asks[1].adapted == [False, True]

@@ -9,6 +9,8 @@ from forked import TESTS, run_script
 from safetensors.torch import load_file
 from strategy_runs import write
 
+from synthalign.training.fsdp1 import FSDP1Strategy
+
 STEPS = 4  # 8 pairs, two batches of 2 a step, two epochs
 
 
@@ -17,7 +19,7 @@ def runs(tmp_path_factory, tiny_llava):
     folder = write(tmp_path_factory.mktemp("runs"), tiny_llava)
     done = run_script(str(TESTS / "strategy_runs.py"), str(folder))
     assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
+    assert "UserWarning" not in done.stderr  # of which PyTorch has some for those who spread weights amiss
     return folder
 
 
@@ -83,9 +85,13 @@ def test_a_checkpoint_is_one_file_of_the_adapter_alone(run, runs):
     assert sorted(value.shape for value in saved["state_dict"].values()) == sorted(shapes.values())
 
 
-@pytest.mark.parametrize("run", ["lora-fsdp2", "lora-fsdp1"])
-def test_a_sharded_run_goes_on_from_inside_an_epoch(run, runs):
-    resumed = runs / f"{run}-resumed"
-    assert logged(resumed, "train/loss") == logged(runs / run, "train/loss")[3:]
+def test_a_sharded_run_goes_on_from_inside_an_epoch(runs):
+    resumed = runs / "lora-fsdp2-resumed"
+    assert logged(resumed, "train/loss") == logged(runs / "lora-fsdp2", "train/loss")[3:]
     found = weights(resumed)
-    assert all(torch.equal(found[name], value) for name, value in weights(runs / run).items())
+    assert all(torch.equal(found[name], value) for name, value in weights(runs / "lora-fsdp2").items())
+
+
+def test_under_the_older_fsdp_no_run_goes_on():
+    with pytest.raises(ValueError, match=r"^a run cannot go on from here.ckpt .* take trainer.strategy model_parallel"):
+        FSDP1Strategy().load_checkpoint("here.ckpt")

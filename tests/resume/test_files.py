@@ -19,6 +19,8 @@ def checkpoint(step: int, epochs: int = 0, **more) -> dict:
     return {
         "state_dict": weights,
         "global_step": step,
+        "epoch": epochs,
+        "pytorch-lightning_version": "2.6.0",
         "loops": progress,
         "optimizer_states": [],
         "lr_schedulers": [],
@@ -149,7 +151,9 @@ def test_half_written_and_damaged_ones_are_passed_over_and_named(folder, capsys)
 
 
 def test_weights_alone_are_enough_to_evaluate_and_not_to_train(folder):
-    weights = {key: checkpoint(3)[key] for key in ("state_dict", "global_step", "loops")}
+    weights = {
+        key: checkpoint(3)[key] for key in ("state_dict", "global_step", "epoch", "pytorch-lightning_version", "loops")
+    }
     FILES.save_checkpoint(weights, folder / "a.ckpt")
     check(folder / "a.ckpt", training=False)
     with pytest.raises(ValueError, match=r"holds weights only: it has no optimizer_states"):

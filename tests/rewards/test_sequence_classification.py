@@ -173,6 +173,7 @@ def test_a_quantised_model_scores(quantization, tmp_path):
 
     folder = tiny.build_reward(tmp_path)
     config = LlamaConfig.from_pretrained(folder, hidden_size=128, intermediate_size=128, initializer_range=0.05)
+    torch.manual_seed(0)
     LlamaForSequenceClassification(config).save_pretrained(folder)
     packed = SequenceClassificationReward(model=str(folder), quantization=quantization)
     names = {type(part).__name__ for part in packed.network.modules()}

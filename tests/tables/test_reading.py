@@ -224,7 +224,7 @@ def broken_authors(**change: Any) -> list[dict[str, Any]]:
         (broken_authors(image="images/gone.png"), "no image 'images/gone.png' in {folder}; is the image folder right?"),
         (broken_authors(image="../secret.png"), "image '../secret.png' leads out of its folder {folder}"),
         (broken_authors(image="/etc/passwd"), "image '/etc/passwd' leads out of its folder {folder}"),
-        (broken_authors(image="images/\0.png"), "leads out of its folder"),
+        (broken_authors(image="images/\0.png"), "cannot be the path of an image"),
         (broken_authors(image="images"), "no image 'images' in {folder}"),
         (broken_authors(image=None), "'image' must be a path inside the image folder, found None"),
         (broken_authors(image=3), "'image' must be a path inside the image folder, found 3"),
