@@ -23,8 +23,8 @@ def run_script(file: str, *args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def fork_ranks(world_size: int, work: Callable[[], None]) -> None:
-    """Let every rank work, and end badly if one of them does. Trainers find their rank in the environment."""
+def statuses(world_size: int, work: Callable[[], None]) -> list[int | None]:
+    """Let every rank work, and return their exit statuses. Trainers find their rank in the environment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -38,5 +38,10 @@ def fork_ranks(world_size: int, work: Callable[[], None]) -> None:
         rank.start()
     for rank in ranks:
         rank.join()
-    if codes := [rank.exitcode for rank in ranks if rank.exitcode]:
+    return [rank.exitcode for rank in ranks]
+
+
+def fork_ranks(world_size: int, work: Callable[[], None]) -> None:
+    """Let every rank work, and end badly if one of them does."""
+    if codes := [code for code in statuses(world_size, work) if code]:
         raise SystemExit(f"{len(codes)} of {world_size} ranks failed")

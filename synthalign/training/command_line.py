@@ -267,6 +267,7 @@ def _quiet() -> None:
         ".*It is recommended to use `self.log.*",  # the module has the ranks' figures together already
         ".*Total length of `list` across ranks is zero.*",  # no held-out pairs
         ".*The dirpath has changed from.*",  # a run that goes on keeps its checkpoints in a folder of its own
+        ".*is not supported by the model summary.*",  # its sizes are rough then
         ".*Experiment logs directory.*",  # the two loggers share the run's folder
     ):
         warnings.filterwarnings("ignore", message=message)

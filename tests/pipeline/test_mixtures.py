@@ -1,5 +1,6 @@
 """Mixtures of rewards in a synthesis: parts land apart, weights count, witnesses are kept for the gates."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +52,7 @@ def rows(synthesis: Synthesis, stage: int) -> list[dict]:
 
 def test_every_part_lands_its_own_scores(mixed):
     names = ["draw", "rank (one)", "rank (other)", "pick", "answer", "answer", "score (blind)", "score (aware)", "pair"]
-    assert [stage.name.replace(" (llava0)", "") for stage in mixed.stages] == names
+    assert [re.sub(r" \(llava\d+\)", "", stage.name) for stage in mixed.stages] == names
     for row in rows(mixed, -1):
         blind, aware = ([one["score"] for one in find(rows(mixed, stage), row["id"])] for stage in (-3, -2))
         for candidate, first, second in zip(row["candidates"], blind, aware, strict=True):

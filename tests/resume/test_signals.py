@@ -1,16 +1,15 @@
 """A run that is told to stop saves itself after the step, says how to go on, and then ends as if never stopped."""
 
-import multiprocessing
-import os
+import json
 import shlex
 import signal
-import socket
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from dpo.drawn_pairs import write_set
+from forked import TESTS, run_script
 
 from synthalign.cli import main
 
@@ -45,12 +44,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_llava: Path) ->
     return tmp_path
 
 
+def signal_from_one(**sent) -> None:
+    """Write the overlay under which a process sends itself a signal."""
+    callbacks = [{"class_path": "SaveAdapter"}, {"class_path": "resume.signaller.Signaller", "init_args": sent}]
+    Path("signalled.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
+
+
 def fit(*flags: str, **sent) -> int:
     """Run ``fit``, with a signal if one is to be sent, and return the exit status."""
     configs = ["--config", "config.yaml"]
     if sent:
-        callbacks = [{"class_path": "SaveAdapter"}, {"class_path": "resume.signaller.Signaller", "init_args": sent}]
-        Path("signalled.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
+        signal_from_one(**sent)
         configs += ["--config", "signalled.yaml"]
     try:
         main(["fit", *configs, *flags])
@@ -96,35 +100,14 @@ def test_a_signal_ends_the_run_after_its_step_and_the_line_says_how_to_go_on(sen
     assert not Path("runs/fit-2/adapter").exists() or step == 8
 
 
-def be(place: int, flags: tuple[str, ...], sent: dict) -> None:
-    """Be one of two ranks, as Lightning would have started it."""
-    os.environ |= {"LOCAL_RANK": str(place)}
-    raise SystemExit(fit("--trainer.strategy", "ddp", "--trainer.devices", "2", *flags, **sent))
-
-
-def fit_on_two(*flags: str, **sent) -> list[int | None]:
-    """Run ``fit`` on two forked ranks and return their exit statuses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in address.items():
-            patch.setenv(name, value)
-        forks = multiprocessing.get_context("fork")
-        ranks = [forks.Process(target=be, args=(place, flags, sent)) for place in range(2)]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join(120)
-            process.kill()
-    return [process.exitcode for process in ranks]
-
-
-def test_a_signal_to_one_rank_stops_all_after_the_same_step():
-    assert fit_on_two() == [0, 0]
-    assert fit_on_two(name="SIGTERM", batch=1, rank=1) == [143, 0]  # 0, or Lightning would kill the first for it
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(folder, tiny_llava):
+    (folder / "llava").symlink_to(tiny_llava)
+    signal_from_one(name="SIGTERM", batch=1, rank=1)
+    done = run_script(str(TESTS / "resume" / "stopping_ranks.py"), str(folder))
+    assert done.returncode == 0, done.stderr
+    # 0 for the second, or Lightning would kill the first for it
+    assert json.loads(done.stdout.splitlines()[-1]) == [[0, 0], [143, 0], [0, 0]]
     assert [path.name for path in Path("runs/fit-2/checkpoints").iterdir()] == ["stopped-epoch=0-step=2.ckpt"]
-    assert fit_on_two("--ckpt_path", "runs/fit-2") == [0, 0]
     assert adapter("fit-3") == adapter("fit")
 
 
