@@ -9,7 +9,7 @@ from forked import statuses
 from synthalign.cli import main
 
 ON_TWO = ["fit", "--config", "config.yaml", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
-RUNS = ([], ["--config", "signalled.yaml"], ["--ckpt_path", "runs/fit-2"])
+RUNS: tuple[list[str], ...] = ([], ["--config", "signalled.yaml"], ["--ckpt_path", "runs/fit-2"])
 
 if __name__ == "__main__":
     from synthalign.dpo.policy import LoRA, load_policy
