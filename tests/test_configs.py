@@ -1,6 +1,7 @@
 """Every shipped config runs, under an overlay that replaces only paths, model folders, sizes and counts."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,9 @@ def test_a_shipped_config_trains_two_steps(names: list[str], files: dict[str, Pa
     assert (Path(folder) / "fit" / "results.json").is_file()
     losses = (Path(folder) / "fit" / "metrics.csv").read_text()
     assert "train/loss" in losses
+    assert (
+        not torch.distributed.is_initialized() and not {"MASTER_PORT", "LOCAL_RANK", "WORLD_SIZE"} & os.environ.keys()
+    )
 
 
 def test_the_heldout_overlay_tests_what_the_demo_trains(files: dict[str, Path], models: dict[str, Path]):

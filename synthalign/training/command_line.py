@@ -32,7 +32,7 @@ from synthalign.tables import read_pairs
 from synthalign.tables.rows import text_in
 from synthalign.training import strategies
 from synthalign.training.checkpoints import CheckpointFiles, refusal, resolve
-from synthalign.training.ranks import watched
+from synthalign.training.ranks import left_as_found, watched
 
 
 class Trainer(LightningTrainer):
@@ -188,6 +188,7 @@ def _configs(args: Sequence[str]) -> list[Path]:
     return [path for path in named if path.suffix in {".yaml", ".yml"} and os.path.isfile(path)]
 
 
+@left_as_found()
 def run(args: Sequence[str]) -> None:
     """Run a training command.
 

@@ -12,6 +12,7 @@ from subprocess import Popen, TimeoutExpired
 from typing import NoReturn
 
 from lightning.pytorch import Trainer
+from torch.distributed import destroy_process_group, is_initialized
 
 FIRST = "SYNTHALIGN_FIRST_RANK"
 """Environment variable: the process that started the other ranks."""
@@ -22,6 +23,30 @@ GRACE_S = 3.0
 
 UNREACHED = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out", re.IGNORECASE)
 """What torch says of a rank that it waits for in vain."""
+
+
+SAID = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+"""Environment variables in which Lightning leaves where the ranks meet."""
+
+
+@contextmanager
+def left_as_found() -> Iterator[None]:
+    """Take a run's process group down after it, and with it what the environment says of its ranks.
+
+    Else the next run of this process, or of one that it starts, would take itself for a rank of this one.
+    """
+    before = {name: os.environ.get(name) for name in SAID}
+    stood = is_initialized()
+    try:
+        yield
+    finally:
+        if is_initialized() and not stood:
+            destroy_process_group()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
