@@ -35,7 +35,7 @@ from synthalign.dpo.policy import LoRA, adapters_off, load_policy, train_languag
 from synthalign.dpo.reference import AdaptersOff, Reference
 from synthalign.dpo.reference_cache import Preparation
 from synthalign.dpo.sharding import gathered, inside, shard, trained_of
-from synthalign.modules.together import check_optimizer, check_together
+from synthalign.modules.combinations import check_combination, check_optimizer, check_strategy
 from synthalign.store import recipe_of
 from synthalign.types import PairLogps, PreferenceLoss, Reply, Schedule
 from synthalign.vlm import Chat, KeptFeatures, reply
@@ -81,7 +81,7 @@ class DPOModule(LightningModule):
             null never warns, nor does a run that starts from ``adapter``.
         answer_batch_size: Questions answered at once in evaluations.
         checkpoint_base: Put the frozen weights into checkpoints too: gigabytes, for a run that is to outlive the
-            policy's folder. Under ``model_parallel`` they are left out.
+            policy's folder. Not where they are spread over ranks.
     """
 
     def __init__(
@@ -138,8 +138,17 @@ class DPOModule(LightningModule):
         """Load the policy: after the pairs were built, which may have needed the memory."""
         if self.network is not None:
             return
-        training = self._trainer is None or self.trainer.state.fn != TrainerFn.TESTING
-        check_together(self, self._strategy, training=training)
+        doing = TrainerFn.FITTING if self._trainer is None else self.trainer.state.fn
+        training = doing == TrainerFn.FITTING
+        check_strategy(self._strategy)
+        check_combination(
+            quantization=self.quantization,
+            adapters=not self.trains_all,
+            reference=self.reference,
+            sharded=self._sharded,
+            training=training,
+            checkpoint_base=self.checkpoint_base,
+        )
         self.network = load_policy(
             self.policy,
             revision=self.revision,
@@ -150,9 +159,9 @@ class DPOModule(LightningModule):
             # a strategy moves all else, but what bitsandbytes has packed stays where it is
             device=None if self.quantization is None or self._strategy is None else self._strategy.root_device,
         )
-        if self.lora is None and self.adapter is None:
+        if self.trains_all and self.quantization is None:
             train_language(self.network)
-            if self.network.dtype.itemsize < 4:
+            if training and self.network.dtype.itemsize < 4:
                 rank_zero_warn(
                     f"all weights are trained in {self.network.dtype}, in which small steps round to nothing: "
                     "set dtype: float32, and precision: bf16-mixed of the trainer for speed"
@@ -164,7 +173,7 @@ class DPOModule(LightningModule):
         spread = None
         if isinstance(self._strategy, ModelParallelStrategy):
             spread = partial(shard, mesh=self._strategy.device_mesh["data_parallel"])
-        if training:
+        if doing != TrainerFn.TESTING:
             self.reference.begin(self.network, spread)
         if spread is not None:
             spread(self.network)
@@ -172,6 +181,11 @@ class DPOModule(LightningModule):
     @property
     def _strategy(self) -> Strategy | None:
         return None if self._trainer is None else self.trainer.strategy
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether all weights of the language model are trained, and not adapters."""
+        return self.lora is None and self.adapter is None
 
     @property
     def shares_images(self) -> bool:
@@ -185,7 +199,7 @@ class DPOModule(LightningModule):
             ValueError: There is a schedule, and training has no end to plan it for.
         """
         optimizer = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
-        check_optimizer(optimizer, self._strategy)
+        check_optimizer(optimizer, sharded=self._sharded)
         if (schedule := self.schedule) is None:
             return optimizer
         if not math.isfinite(num_steps := self.trainer.estimated_stepping_batches):
@@ -303,7 +317,7 @@ class DPOModule(LightningModule):
             "device": self.device.type,
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
             "fused": self.fused,
-            "lora": self.lora is not None or self.adapter is not None,
+            "lora": not self.trains_all,
             "layout": {**recipe_of(layout), "version": VERSION},
             "chat": {"system_prompt": self.chat.system_prompt, "chat_template": self.chat.chat_template},
         }

@@ -25,16 +25,39 @@ FSDP1 = [
     "2",
 ]
 DDP = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+SHARDS = [
+    "--trainer.strategy",
+    '{"class_path": "synthalign.training.strategies.FSDP2Strategy",'
+    ' "init_args": {"save_distributed_checkpoint": true}}',
+    "--trainer.devices",
+    "2",
+]
+FROM = ["--ckpt_path"]
+CLIPPED = [  # in float32, the only type that FSDP1 clips; Adam would forget a scale of all gradients
+    *("--model.init_args.dtype", "float32", "--model.init_args.optimizer.class_path", "torch.optim.SGD"),
+    *("--trainer.gradient_clip_val", "0.05", "--trainer.max_epochs", "1"),
+]
 ALONE = ["--trainer.accumulate_grad_batches", "2"]
 
 RUNS = {
     "lora-alone": ("lora.yaml", ALONE),
     "lora-ddp": ("lora.yaml", DDP),
     "lora-fsdp2": ("lora.yaml", FSDP2),
-    "lora-fsdp2-resumed": ("lora.yaml", [*FSDP2, "--ckpt_path", "lora-fsdp2/fit/checkpoints/step=3.ckpt"]),
+    "lora-fsdp2-resumed": ("lora.yaml", [*FSDP2, *FROM, "lora-fsdp2/fit/checkpoints/step=3.ckpt"]),
+    "lora-fsdp2-from-ddp": ("lora.yaml", [*FSDP2, *FROM, "lora-ddp/fit/checkpoints/step=3.ckpt"]),
+    "lora-ddp-from-fsdp2": ("lora.yaml", [*DDP, *FROM, "lora-fsdp2/fit/checkpoints/step=3.ckpt"]),
+    "lora-shards": ("lora.yaml", SHARDS),
+    "lora-fsdp2-from-shards": (
+        "lora.yaml",
+        [*SHARDS, *FROM, "lora-shards/fit/checkpoints/step=3.ckpt", "--trust_shards", "true"],
+    ),
     "lora-fsdp1": ("lora.yaml", FSDP1),
     "whole-alone": ("whole.yaml", ALONE),
     "whole-fsdp2": ("whole.yaml", FSDP2),
+    "whole-fsdp1": ("whole.yaml", FSDP1),
+    "clipped-ddp": ("lora.yaml", [*DDP, *CLIPPED]),
+    "clipped-fsdp2": ("lora.yaml", [*FSDP2, *CLIPPED]),
+    "clipped-fsdp1": ("lora.yaml", [*FSDP1, *CLIPPED]),
 }
 """The config and the flags of each run, those that others go on with first."""
 
@@ -59,7 +82,6 @@ def write(folder: Path, policy: Path) -> Path:
             "trainer": {
                 "accelerator": "cpu",
                 "max_epochs": 2,
-                "gradient_clip_val": 1.0 if name == "whole" else None,  # FSDP1 clips float32 only
                 "enable_progress_bar": False,
                 "enable_model_summary": False,
                 "callbacks": [

@@ -63,15 +63,20 @@ class LoRA:
         Raises:
             ValueError: No layer's name matches.
         """
-        from peft import LoraConfig, get_peft_model
+        from peft import get_peft_model
 
-        config = LoraConfig(
-            r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self.target_modules, bias="none"
-        )
         try:
-            return get_peft_model(network, config, autocast_adapter_dtype=network.dtype.itemsize < 4)
+            return get_peft_model(network, self.config(), autocast_adapter_dtype=network.dtype.itemsize < 4)
         except ValueError as error:
             raise ValueError(f"LoRA fits no layer: {str(error).splitlines()[0]}") from error
+
+    def config(self) -> Any:  # noqa: ANN401 - PEFT's, which is imported late
+        """Return the same settings as a LoraConfig of PEFT."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=self.target_modules, bias="none"
+        )
 
 
 def load_policy(
@@ -94,6 +99,9 @@ def load_policy(
         adapter: Folder or hub id of a saved PEFT adapter, trained on from there.
         quantization: Keep the matrices of the language model's layers in 4 bits (nf4) or 8 (int8).
         device: Where to put it; the CPU by default.
+
+    Raises:
+        ValueError: The model or the adapter cannot be loaded, or the adapter is another model's.
     """
     network = load_vlm(model, revision=revision, dtype=dtype, quantization=quantization, device=device)
     network.requires_grad_(False)

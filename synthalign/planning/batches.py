@@ -28,6 +28,9 @@ def spoken(chat: Chat, lengths: Sequence[Lengths], image_size: tuple[int, int]) 
         chat: The policy's.
         lengths: Of the pairs; a question is never shorter than what the template needs.
         image_size: Width and height, px.
+
+    Raises:
+        ValueError: The chat template or the processor refuses them.
     """
     blank = Image.new("RGB", image_size)
     least = len(chat.tokenizer(chat.prompt(""), add_special_tokens=False).input_ids)
@@ -43,7 +46,10 @@ def spoken(chat: Chat, lengths: Sequence[Lengths], image_size: tuple[int, int]) 
         )
         for number, one in enumerate(lengths)
     ]
-    return collate(pairs, chat)
+    try:
+        return collate(pairs, chat)
+    except ValueError as error:
+        raise ValueError(f"the policy's processor refuses a prompt with an image of {image_size} ({error})") from error
 
 
 def made_up(config: Any, lengths: Sequence[Lengths]) -> PreferenceBatch:  # noqa: ANN401 - any configuration

@@ -1,6 +1,6 @@
 """A run's configuration, read as ``fit`` reads it, its parts made, and neither trainer nor weights."""
 
-import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,14 +12,15 @@ import torch
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from synthalign.cli import fail
 from synthalign.datamodules import SyntheticPreferenceDataModule
 from synthalign.dpo.policy import LoRA
-from synthalign.dpo.reference import AdaptersOff, Cached, FrozenCopy
+from synthalign.dpo.reference import Cached, FrozenCopy
 from synthalign.modules import DPOModule
-from synthalign.modules.together import check_together
-from synthalign.plan import Spread
+from synthalign.modules.combinations import check_combination, check_optimizer
+from synthalign.plan import SHARDED, Spread
 from synthalign.planning.run import Run
 from synthalign.planning.step import ReferenceKind
 from synthalign.training import command_line
@@ -28,6 +29,21 @@ from synthalign.weights import load
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 TRUE = {"bf16-true": torch.bfloat16, "bf16": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 FULL = {"32-true", "32", "None", "transformer-engine"}
+
+SPREADS: dict[str, Spread] = {
+    **dict.fromkeys(
+        ("ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "ddpstrategy"), "ddp"
+    ),
+    **dict.fromkeys(("model_parallel", "fsdp2strategy"), "sharded"),
+    **dict.fromkeys(("fsdp", "fsdp1strategy"), "fsdp"),
+}
+"""What the strategies do, by their names and the lower-cased ones of their classes."""
+
+BESIDES = (
+    *("bias", "exclude_modules", "layer_replication", "layers_to_transform", "lora_bias", "modules_to_save"),
+    *("rank_pattern", "target_parameters", "trainable_token_indices", "use_dora"),
+)
+"""Settings of PEFT's LoRA that add weights, or take some away, which plan does not reckon."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,25 +123,27 @@ def read(args: Sequence[str]) -> Read:
 
 
 def run_of(module: DPOModule, trainer: Any) -> Run:  # noqa: ANN401 - a namespace
-    """Take from module and trainer what decides on bytes and operations."""
+    """Take from module and trainer what decides on bytes and operations.
+
+    Raises:
+        ValueError: ``fit`` would refuse it, or plan does not know it.
+    """
     from transformers import AutoConfig
 
-    check_together(module, None, training=True)
     world_size, spread = _devices(trainer)
+    check_combination(
+        quantization=module.quantization,
+        adapters=not module.trains_all,
+        reference=module.reference,
+        sharded=spread in SHARDED,
+        training=True,
+        checkpoint_base=module.checkpoint_base,
+    )
+    check_optimizer(module.optimizer([nn.Parameter(torch.zeros(1))]), sharded=spread in SHARDED)
     precision = str(trainer.precision)
     if precision not in {*AUTOCAST, *TRUE, *FULL}:
         raise ValueError(f"trainer.precision {precision} cannot be planned: there are {', '.join([*AUTOCAST, *TRUE])}")
-    if spread == "sharded" and module.quantization is not None:
-        raise ValueError(
-            f"quantised weights ({module.quantization}) cannot be spread over devices: take trainer.strategy ddp, or "
-            "quantization: null"
-        )
     reference: ReferenceKind = "adapters_off"
-    if module.lora is None and module.adapter is None and isinstance(module.reference, AdaptersOff):
-        raise ValueError(
-            "without adapters the policy does not stay its own reference: take synthalign.dpo.reference.Cached or "
-            "FrozenCopy"
-        )
     if isinstance(module.reference, Cached):
         reference = "cached"
     elif isinstance(module.reference, FrozenCopy):
@@ -142,7 +160,7 @@ def run_of(module: DPOModule, trainer: Any) -> Run:  # noqa: ANN401 - a namespac
         autocast=AUTOCAST.get(precision),
         cast=TRUE.get(precision),
         optimizer=module.optimizer,
-        on_cuda=_on_cuda(trainer),
+        on_cuda=on_cuda(trainer),
         spread=spread,
         world_size=world_size,
         accumulate=trainer.accumulate_grad_batches,
@@ -154,34 +172,51 @@ def _saved(adapter: str) -> LoRA:
     from peft import PeftConfig
 
     saved = load(PeftConfig, adapter)
+    if saved.peft_type != "LORA":
+        raise ValueError(f"plan knows LoRA, and the adapter {adapter} is {saved.peft_type}")
     targets = saved.target_modules
-    pattern = targets if isinstance(targets, str) else rf".*\.({'|'.join(sorted(targets))})"
-    return LoRA(r=saved.r, alpha=saved.lora_alpha, target_modules=pattern)
+    try:
+        pattern = targets if isinstance(targets, str) else rf"(.*\.)?({'|'.join(map(re.escape, sorted(targets)))})"
+        lora = LoRA(r=saved.r, alpha=saved.lora_alpha, dropout=saved.lora_dropout, target_modules=pattern)
+    except TypeError as error:
+        raise ValueError(f"the settings of the adapter {adapter} are not LoRA's: {error}") from error
+    plain = lora.config()
+    if others := [name for name in BESIDES if getattr(saved, name) != getattr(plain, name)]:
+        raise ValueError(f"plan knows no {others[0]}, which the adapter {adapter} has: {getattr(saved, others[0])!r}")
+    if pattern == "all-linear":
+        raise ValueError(f"plan does not know which layers are all-linear: name them in the config of {adapter}")
+    return lora
 
 
-def _on_cuda(trainer: Any) -> bool:  # noqa: ANN401
-    # auto on a machine without a GPU still means one: plans are made before there is one
+def on_cuda(trainer: Any) -> bool:  # noqa: ANN401
+    """Whether a run is for CUDA: auto means that too where there is no GPU, since plans are made before there is one."""
     return str(trainer.accelerator) in ("auto", "gpu", "cuda")
 
 
 def _devices(trainer: Any) -> tuple[int, Spread]:  # noqa: ANN401
     """Count the devices, and say how the run is spread over them."""
-    devices = trainer.devices
-    if isinstance(devices, str) and devices.lstrip("-").isdigit():
+    given: Any = trainer.devices
+    devices = given
+    if isinstance(devices, str) and "," in devices:  # a list, as Lightning reads it
+        devices = [one for one in devices.split(",") if one.strip()]
+    elif isinstance(devices, str) and devices.lstrip("-").isdigit():
         devices = int(devices)
     if devices in ("auto", -1, None):
-        count = max(1, torch.cuda.device_count() if _on_cuda(trainer) else 1)
+        count = max(1, torch.cuda.device_count() if on_cuda(trainer) else 1)
     elif isinstance(devices, int):
         count = devices
     else:
-        count = len(devices.split(",")) if isinstance(devices, str) else len(devices)
-    world_size = count * int(trainer.num_nodes or os.environ.get("SLURM_NNODES", 1))
-    given = trainer.strategy
-    name = (given if isinstance(given, str) else str(given["class_path"])).rpartition(".")[2].lower()
-    if "fsdp" in name or "model" in name:
-        return world_size, "sharded"
-    if "ddp" in name or (name == "auto" and world_size > 1):
-        return world_size, "ddp"
+        count = 0 if isinstance(devices, str) else len(devices)
+    if count < 1 or trainer.num_nodes < 1:
+        raise ValueError(f"trainer.devices {given!r} on trainer.num_nodes {trainer.num_nodes} are no devices")
+    world_size = count * trainer.num_nodes
+    strategy: Any = trainer.strategy
+    name = (strategy if isinstance(strategy, str) else str(strategy["class_path"])).rpartition(".")[2].lower()
     if name in ("auto", "singledevicestrategy"):
-        return world_size, "whole"
-    raise ValueError(f"trainer.strategy {name} cannot be planned: take auto, ddp, fsdp or model_parallel")
+        return world_size, "ddp" if world_size > 1 else "whole"
+    if name not in SPREADS:
+        raise ValueError(f"trainer.strategy {name} cannot be planned: take auto, ddp, fsdp or model_parallel")
+    settings = {} if isinstance(strategy, str) else strategy.get("init_args") or {}
+    if settings.get("cpu_offload") or settings.get("sharding_strategy", "FULL_SHARD") != "FULL_SHARD":
+        raise ValueError("plan knows the older FSDP with sharding_strategy FULL_SHARD, and without cpu_offload")
+    return world_size, SPREADS[name]

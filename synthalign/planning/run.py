@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from synthalign.dpo.batch import PreferenceBatch
+from synthalign.dpo.families import trains_encoder
 from synthalign.dpo.layouts import Layout, Rows
 from synthalign.dpo.policy import LoRA
 from synthalign.plan import Memory, OptimizerCost, Spread, Traffic, memory_of, optimizer_cost, traffic_of, weigh
@@ -29,7 +31,6 @@ class Run:
         gradient_checkpointing: As DPOModule has it.
         layout: Of a batch.
         reference: Where its log-probs come from in a step.
-        features_kept: Whether images were encoded before.
         autocast: The type that mixed precision computes in; None without.
         cast: The type that all weights are trained in under ``precision: bf16-true`` and the like; None without.
         optimizer: Makes one of parameters.
@@ -48,7 +49,6 @@ class Run:
     gradient_checkpointing: bool = False
     layout: Layout
     reference: ReferenceKind = "adapters_off"
-    features_kept: bool = False
     autocast: torch.dtype | None = None
     cast: torch.dtype | None = None
     optimizer: Callable[[Any], Any] = torch.optim.AdamW
@@ -61,18 +61,29 @@ class Run:
 class Reckoned(NamedTuple):
     """What a run takes."""
 
-    run: Run
-    frozen: int  # numbers
+    run: Run  # with plain rows, if its layout was not carried
+    frozen: int  # numbers, not bytes
     shares: Shares
     step: Counted
     optimizer: OptimizerCost
     memory: Memory
     traffic: Traffic
-    carried: bool  # whether the layout was; otherwise plain rows were reckoned
+    carried: bool  # whether the layout asked for was
 
 
 def reckon(run: Run, batch: PreferenceBatch) -> Reckoned:
-    """Count a step of one device on one batch, and put its memory together."""
+    """Count a step of one device on one batch, and put its memory together.
+
+    Args:
+        run: As it is configured.
+        batch: What one device gets.
+
+    Returns:
+        Sizes in bytes.
+
+    Raises:
+        ValueError: Vision tower or projector are trained, or the batch does not suit the model.
+    """
     network = skeleton(
         run.config,
         dtype=run.dtype,
@@ -82,15 +93,19 @@ def reckon(run: Run, batch: PreferenceBatch) -> Reckoned:
         gradient_checkpointing=run.gradient_checkpointing,
         cast=run.cast,
     )
+    if trains_encoder(network):
+        raise ValueError(
+            "the adapters are on vision tower or projector too, and what their training takes plan does not know: "
+            "keep target_modules to the language model"
+        )
     shares = shares_of(network)
-    settings: Any = {"reference": run.reference, "autocast": run.autocast, "features_kept": run.features_kept}
-    settings["on_cuda"] = run.on_cuda
+    step_of = partial(count, network, batch, reference=run.reference, autocast=run.autocast, on_cuda=run.on_cuda)
     carried = True
     try:
-        step = count(network, batch, run.layout, **settings)
-    except NotCarriedError:  # a run takes plain rows then
-        carried = False
-        step = count(network, batch, Rows(), **settings)
+        step = step_of(run.layout)
+    except NotCarriedError:
+        carried, run = False, replace(run, layout=Rows())  # as a run does
+        step = step_of(run.layout)
     trained = next(parameter.dtype for parameter in network.parameters() if parameter.requires_grad)
     cost = optimizer_cost(run.optimizer, trained, foreach=run.on_cuda)
     images = sum(value.numel() * value.element_size() for value in batch.images.values())
@@ -99,7 +114,7 @@ def reckon(run: Run, batch: PreferenceBatch) -> Reckoned:
 
 
 def spread_over(found: Reckoned, spread: Spread, world_size: int) -> Reckoned:
-    """Reckon the same run on another number of devices; a device's step is the same."""
+    """Reckon the same run on another number of devices, where a device's step is the same."""
     run = replace(found.run, spread=spread, world_size=world_size)
     return _put_together(
         run, found.frozen, found.shares, found.step, found.optimizer, found.memory.images, found.carried
@@ -119,11 +134,12 @@ def _put_together(
         images=images,
         accumulates=run.accumulate > 1,
     )
+    copy_whole = run.reference == "copy" and run.spread == "fsdp"
     traffic = traffic_of(
         shares,
         spread=run.spread,
         world_size=run.world_size,
-        forwards=2 if run.reference == "adapters_off" else 1,
+        forwards=1 if run.reference == "cached" or copy_whole else 2,
         batches=run.accumulate,
     )
     return Reckoned(run, frozen, shares, step, optimizer, memory, traffic, carried)

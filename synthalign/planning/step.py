@@ -22,13 +22,14 @@ from synthalign.dpo.attention_cuda import varlen_index
 from synthalign.dpo.batch import PreferenceBatch
 from synthalign.dpo.checkpointing import checkpoint_layers
 from synthalign.dpo.families import softcap_of
+from synthalign.dpo.features import image_features
 from synthalign.dpo.fused import fuse
 from synthalign.dpo.head import token_logps
 from synthalign.dpo.layouts import Laid, Layout
 from synthalign.dpo.policy import LoRA, adapters_off, train_language
 from synthalign.plan import Live, quantise, weigh, weightless
 from synthalign.plan.memory import Counted, Shares
-from synthalign.vlm.families import base_of, decoder_of, image_token_of
+from synthalign.vlm.families import base_of, decoder_of, image_token_of, takes_features
 from synthalign.weights import DType, Quantization
 
 ReferenceKind = Literal["adapters_off", "copy", "cached"]
@@ -41,8 +42,7 @@ class Encoder(NamedTuple):
     """What the images of a batch cost."""
 
     peak: int  # bytes
-    operations: int
-    faked: bool  # counted on fakes; otherwise reckoned, two operations for each weight and patch
+    operations: int  # floating-point operations
 
 
 def skeleton(
@@ -124,11 +124,19 @@ def count(
         autocast: The type that mixed precision computes in.
         features_kept: Whether the images were encoded before.
         on_cuda: Count what attention keeps there. The rest is what the CPU's code keeps.
+
+    Returns:
+        Bytes and operations of the step.
+
+    Raises:
+        ValueError: A prompt has another number of places than its image fills.
+        NotCarriedError: The layout does not know the model.
     """
     laid = layout(network, batch)
     if laid.packed is not None:  # what it finds out of its runs when asked, no fake tensor can
-        assert all(getattr(laid.packed, name) is not None for name in ("depth", "run", "stop", "read"))
-    encoder = Encoder(0, 0, True) if features_kept else encode(network, batch, autocast)
+        for name in ("depth", "run", "stop", "read"):
+            getattr(laid.packed, name)
+    encoder = Encoder(0, 0) if features_kept else encode(network, batch, autocast)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     places = int((laid.inputs["input_ids"] == image_token_of(network)).sum())
     live, mixed = Live(), torch.autocast("cpu", autocast) if autocast is not None else nullcontext()
@@ -181,20 +189,23 @@ def blank_features(network: Any, places: int) -> Tensor:  # noqa: ANN401
 
 
 def encode(network: Any, batch: PreferenceBatch, autocast: torch.dtype | None = None) -> Encoder:  # noqa: ANN401
-    """Encode the images of a batch on fakes; where the encoder asks what is in a tensor, reckon it by its weights."""
+    """Encode the images of a batch on fakes.
+
+    Where the encoder asks what is in a tensor, or runs in the model's forward only, it is reckoned by its weights: two
+    operations for each of them and each patch.
+    """
     live, mixed = Live(), torch.autocast("cpu", autocast) if autocast is not None else nullcontext()
-    dtype = base_of(network).get_input_embeddings().weight.dtype
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True), live, torch.no_grad(), mixed:
-            images = {key: one.to(dtype) if one.is_floating_point() else one for key, one in batch.images.items()}
-            base_of(network).model.get_image_features(**images, return_dict=True)
-        return Encoder(live.peak, sum(live.operations.values()), True)
-    except DATA_DEPENDENT:
-        gc.collect()
+    if takes_features(network):
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True), live, mixed:
+                image_features(network, batch)
+            return Encoder(live.peak, sum(live.operations.values()))
+        except DATA_DEPENDENT:
+            gc.collect()
     weights = weigh(base_of(network).model, besides=decoder_of(network))
     pixels = next(value for value in batch.images.values() if value.is_floating_point())
     patches = sum(int((prompt["input_ids"] == image_token_of(network)).sum()) for prompt in batch.prompts)
-    return Encoder(3 * pixels.numel() * pixels.element_size(), 2 * weights.frozen * patches, False)
+    return Encoder(3 * pixels.numel() * pixels.element_size(), 2 * weights.frozen * patches)
 
 
 def logps(network: Any, laid: Laid, features: Tensor) -> Tensor:  # noqa: ANN401

@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import CustomPolicy
+from torch.optim import Optimizer
 
 from synthalign.dpo.sharding import gathered, units_of
 
@@ -94,6 +95,15 @@ class FSDP1Strategy(FSDPStrategy):
         assert self.model is not None
         return gathered(self.model, trained=True)
 
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Keep nothing of it: what FSDP gathers of adapters' flat shares is not what they were."""
+        return {}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:  # noqa: ANN401
+        """Save the trained weights, for ``test`` and export; no run goes on from them as from an optimizer's state."""
+        checkpoint.pop("optimizer_states", None)
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> NoReturn:
         """Refuse: optimizer states do not find their flat shares again.
 
@@ -102,5 +112,6 @@ class FSDP1Strategy(FSDPStrategy):
         """
         raise ValueError(
             f"a run cannot go on from {checkpoint_path} under the older FSDP: take trainer.strategy model_parallel "
-            "(FSDP2) or ddp, which read the same checkpoints"
+            "(FSDP2) or ddp; what the older FSDP itself has trained goes on anew, with --model.init_args.adapter "
+            "RUN/adapter"
         )

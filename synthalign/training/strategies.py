@@ -5,16 +5,20 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed.checkpoint as dcp
+from lightning.fabric.strategies.fsdp import _METADATA_FILENAME
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
+    get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
 from torch.distributed.constants import default_pg_timeout
-from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
 
+from synthalign.dpo.sharding import trained_of
 from synthalign.training.fsdp1 import FSDP1Strategy
 
 
@@ -60,12 +64,26 @@ class FSDP2Strategy(ModelParallelStrategy):
         return get_model_state_dict(self.model, options=options)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint: a file on every rank, as others do; a folder of shards into the model at once."""
+        """Read a checkpoint: a file on every rank, as others do; a folder of shards into model and optimizers at once.
+
+        Raises:
+            ValueError: The file is damaged.
+        """
         path = Path(self.broadcast(checkpoint_path))
         self._from_shards = path.is_dir()
-        if self._from_shards:
-            return super().load_checkpoint(path, weights_only=True)
-        return self.checkpoint_io.load_checkpoint(path, weights_only=True)
+        if not self._from_shards:
+            return self.checkpoint_io.load_checkpoint(path, weights_only=True)
+        assert self.model is not None
+        options = StateDictOptions(ignore_frozen_params=True, strict=False)
+        weights = {"state_dict": get_model_state_dict(self.model, options=options)}
+        dcp.load(weights, checkpoint_id=path)
+        set_model_state_dict(self.model, weights["state_dict"], options=options)
+        for number, optimizer in enumerate(self.optimizers):
+            states = {f"optimizer_{number}": get_optimizer_state_dict(self.model, optimizer, options=options)}
+            dcp.load(states, checkpoint_id=path)
+            set_optimizer_state_dict(self.model, optimizer, states[f"optimizer_{number}"], options=options)
+        rest: dict[str, Any] = torch.load(path / _METADATA_FILENAME, weights_only=True)
+        return rest
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Give every rank its share of whole weights."""
@@ -81,8 +99,18 @@ class FSDP2Strategy(ModelParallelStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Give every rank its share of the optimizers' whole states, which are kept by the weights' numbers."""
         assert self.model is not None
+        names = {id(parameter): name for name, parameter in trained_of(self.model).items()}
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            named = FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_NAME, self.model)
+            ours = [names[id(one)] for group in optimizer.param_groups for one in group["params"]]
+            # places among what is trained, or among all weights, as the strategy was that saved them
+            numbers = [one for group in state["param_groups"] for one in group["params"]]
+            name_of = dict(zip(numbers, ours, strict=True))
+            named: dict[str, Any] = {
+                "state": {name_of[one]: value for one, value in state["state"].items()},
+                "param_groups": [
+                    {**group, "params": [name_of[one] for one in group["params"]]} for group in state["param_groups"]
+                ],
+            }
             set_optimizer_state_dict(self.model, optimizer, named, options=_whole(strict=False))
 
 

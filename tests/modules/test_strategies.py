@@ -39,6 +39,7 @@ PAIRED = [
     ("lora-alone", "lora-fsdp2"),
     ("lora-alone", "lora-fsdp1"),
     ("whole-alone", "whole-fsdp2"),
+    ("whole-alone", "whole-fsdp1"),
 ]
 
 
@@ -58,7 +59,7 @@ def test_what_is_saved_is_the_same(alone, together, runs):
         torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-9, msg=name)
 
 
-@pytest.mark.parametrize("together", ["lora-ddp", "lora-fsdp2", "lora-fsdp1", "whole-fsdp2"])
+@pytest.mark.parametrize("together", ["lora-ddp", "lora-fsdp2", "lora-fsdp1", "whole-fsdp2", "whole-fsdp1"])
 def test_the_ranks_see_pairs_of_their_own(together, runs):
     first, second = (json.loads((runs / together / f"rank-{rank}.json").read_text())["steps"] for rank in (0, 1))
     assert len(first) == len(second) == STEPS
@@ -85,13 +86,34 @@ def test_a_checkpoint_is_one_file_of_the_adapter_alone(run, runs):
     assert sorted(value.shape for value in saved["state_dict"].values()) == sorted(shapes.values())
 
 
-def test_a_sharded_run_goes_on_from_inside_an_epoch(runs):
-    resumed = runs / "lora-fsdp2-resumed"
-    assert logged(resumed, "train/loss") == logged(runs / "lora-fsdp2", "train/loss")[3:]
-    found = weights(resumed)
-    assert all(torch.equal(found[name], value) for name, value in weights(runs / "lora-fsdp2").items())
+@pytest.mark.parametrize(
+    ("resumed", "undisturbed"),
+    [
+        ("lora-fsdp2-resumed", "lora-fsdp2"),
+        ("lora-fsdp2-from-ddp", "lora-fsdp2"),
+        ("lora-ddp-from-fsdp2", "lora-ddp"),
+        ("lora-fsdp2-from-shards", "lora-fsdp2"),
+    ],
+)
+def test_a_run_goes_on_from_inside_an_epoch_also_under_another_strategy(resumed, undisturbed, runs):
+    expected = logged(runs / undisturbed, "train/loss")[3:]
+    assert logged(runs / resumed, "train/loss") == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    found = weights(runs / resumed)
+    for name, value in weights(runs / undisturbed).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-9, msg=name)
+    if resumed == "lora-fsdp2-resumed":  # by the same arithmetic from the same numbers
+        assert all(torch.equal(found[name], value) for name, value in weights(runs / undisturbed).items())
 
 
-def test_under_the_older_fsdp_no_run_goes_on():
+@pytest.mark.parametrize("sharded", ["clipped-fsdp2", "clipped-fsdp1"])
+def test_gradients_are_clipped_by_the_norm_over_all_ranks(sharded, runs):
+    found = weights(runs / sharded)
+    for name, value in weights(runs / "clipped-ddp").items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_what_the_older_fsdp_saves_is_nothing_to_go_on_from(runs):
+    saved = torch.load(runs / "lora-fsdp1" / "fit" / "checkpoints" / "step=3.ckpt", weights_only=True)
+    assert "optimizer_states" not in saved
     with pytest.raises(ValueError, match=r"^a run cannot go on from here.ckpt .* take trainer.strategy model_parallel"):
         FSDP1Strategy().load_checkpoint("here.ckpt")
