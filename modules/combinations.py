@@ -29,11 +29,17 @@ def check_strategy(strategy: Strategy | None) -> None:
     if strategy is None:
         return
     kind = type(strategy)
-    if kind in (FSDPStrategy, ModelParallelStrategy):
+    if isinstance(strategy, ModelParallelStrategy):
+        num_batches = strategy.device_mesh["data_parallel"].size()
+        if num_batches < strategy.world_size:
+            raise ValueError(
+                f"this {kind.__name__} means {strategy.world_size} ranks to share {num_batches} batches: take "
+                "trainer.strategy model_parallel by its name, in which every rank has its own"
+            )
+    if kind is FSDPStrategy:
         raise ValueError(
-            f"{kind.__module__}.{kind.__name__} does not know what of a vision-language model to spread, nor which "
-            "ranks share a batch: take trainer.strategy model_parallel or fsdp, which do "
-            "(synthalign.training.strategies)"
+            "Lightning's FSDPStrategy does not know which parts of a vision-language model to spread: take "
+            "trainer.strategy model_parallel, or fsdp by its name"
         )
     known = isinstance(strategy, FSDPStrategy | ModelParallelStrategy | DDPStrategy | SingleDeviceStrategy)
     if not known or isinstance(strategy, DeepSpeedStrategy):

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, St
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -34,7 +34,7 @@ from synthalign.dpo.logps import pair_logps
 from synthalign.dpo.policy import LoRA, adapters_off, load_policy, train_language
 from synthalign.dpo.reference import AdaptersOff, Reference
 from synthalign.dpo.reference_cache import Preparation
-from synthalign.dpo.sharding import gathered, inside, shard, trained_of
+from synthalign.dpo.sharding import gathered, inside, root_gathered, shard, trained_of
 from synthalign.modules.combinations import check_combination, check_optimizer, check_strategy
 from synthalign.store import recipe_of
 from synthalign.types import PairLogps, PreferenceLoss, Reply, Schedule
@@ -218,10 +218,10 @@ class DPOModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the trainer says; under FSDPStrategy, where Lightning knows no norm of what is spread, here."""
-        strategy = self.trainer.strategy
-        if gradient_clip_val and gradient_clip_algorithm != "value" and isinstance(strategy, FSDPStrategy):
-            assert isinstance(strategy.model, FullyShardedDataParallel)
-            strategy.model.clip_grad_norm_(gradient_clip_val)
+        outermost = self._outermost
+        by_value = gradient_clip_algorithm == "value"
+        if gradient_clip_val and not by_value and isinstance(outermost, FullyShardedDataParallel):
+            outermost.clip_grad_norm_(gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -337,12 +337,11 @@ class DPOModule(LightningModule):
         """Whether the weights are spread over the ranks, which then have to run every forward together."""
         return isinstance(self._strategy, FSDPStrategy | ModelParallelStrategy)
 
-    def _root_gathered(self) -> AbstractContextManager[Any]:
-        """Gather what FSDP holds in no layer, which else only a step of the trainer's does."""
+    @property
+    def _outermost(self) -> nn.Module:
+        """What the strategy has put around the module, if anything, or itself."""
         strategy = self._strategy
-        if isinstance(strategy, FSDPStrategy) and isinstance(strategy.model, FullyShardedDataParallel):
-            return FullyShardedDataParallel.summon_full_params(strategy.model, recurse=False, writeback=False)
-        return nullcontext()
+        return strategy.model if isinstance(strategy, FSDPStrategy) and strategy.model is not None else self
 
     def _log(self, split: str) -> tuple[float, dict[str, float]]:
         """Log means over pairs: of all batches since the last call, and of all ranks, each pair counting once.
@@ -364,9 +363,7 @@ class DPOModule(LightningModule):
         """
         if not self._sharded:
             return None
-        strategy = self.trainer.strategy
-        whole = strategy.model if isinstance(strategy, FSDPStrategy) else self  # who holds what is in no layer
-        weights = gathered(whole, trained=hasattr(self.network, "peft_config"))
+        weights = gathered(self._outermost, trained=hasattr(self.network, "peft_config"))
         return {name.removeprefix("network."): value for name, value in weights.items()}
 
     @property
@@ -384,7 +381,7 @@ class DPOModule(LightningModule):
 
     def answer(self, images: Sequence[Image], questions: Sequence[str], *, max_new_tokens: int) -> list[Reply]:
         """Answer each question about its image, greedily. Ranks that share the weights must ask equally many."""
-        with self._root_gathered():
+        with root_gathered(self._outermost):
             return reply(
                 self.network,
                 self.chat,

@@ -1,6 +1,7 @@
 """A policy whose weights are spread over the ranks by PyTorch's fully_shard (FSDP2)."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -103,6 +104,17 @@ def gathered(network: Any, *, trained: bool) -> dict[str, Tensor]:  # noqa: ANN4
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trained)
     weights: dict[str, Any] = get_model_state_dict(network, options=options)
     return weights
+
+
+def root_gathered(whole: nn.Module) -> AbstractContextManager[Any]:
+    """Have at hand what the older FSDP holds in no layer, which else only a step of the trainer's brings together.
+
+    Args:
+        whole: The outermost module.
+    """
+    if isinstance(whole, FullyShardedDataParallel):
+        return FullyShardedDataParallel.summon_full_params(whole, recurse=False, writeback=False)
+    return nullcontext()
 
 
 def _unit_by_unit(network: FullyShardedDataParallel, trained: bool) -> dict[str, Tensor]:

@@ -1,11 +1,14 @@
 """What cannot be combined is refused before anything is loaded, with the way out."""
 
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import bitsandbytes
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
@@ -20,7 +23,6 @@ from synthalign.dpo.reference import AdaptersOff, Cached, FrozenCopy
 from synthalign.modules import DPOModule
 from synthalign.modules.combinations import check_combination, check_optimizer, check_strategy
 from synthalign.training.fsdp1 import FSDP1Strategy
-from synthalign.training.strategies import FSDP2Strategy
 
 check = partial(
     check_combination, quantization=None, adapters=True, reference=AdaptersOff(), sharded=False, training=True
@@ -69,10 +71,18 @@ def test_frozen_weights_that_are_spread_go_into_no_checkpoint():
     check(checkpoint_base=True)
 
 
-@pytest.mark.parametrize("strategy", [FSDPStrategy(), ModelParallelStrategy()])
-def test_strategies_that_spread_a_model_blindly_are_refused(strategy):
-    """Lightning's FSDP2 gives the ranks of a node the same batch, and exchanges no gradient of ours."""
-    with pytest.raises(ValueError, match=r"does not know what .* take trainer.strategy model_parallel or fsdp"):
+def test_a_strategy_that_spreads_a_model_blindly_is_refused():
+    with pytest.raises(ValueError, match=r"does not know which .* take trainer.strategy model_parallel, or fsdp"):
+        check_strategy(FSDPStrategy())
+
+
+def test_ranks_that_would_share_a_batch_are_refused():
+    """Lightning's FSDP2 by itself gives it to all ranks of a node; the datamodule gives each its own."""
+    strategy: Any = ModelParallelStrategy()
+    strategy.cluster_environment = LightningEnvironment()
+    strategy.cluster_environment.set_world_size(2)
+    strategy._device_mesh = {"data_parallel": SimpleNamespace(size=lambda: 1)}  # a mesh of one node of two ranks
+    with pytest.raises(ValueError, match="means 2 ranks to share 1 batches: take trainer.strategy model_parallel"):
         check_strategy(strategy)
 
 
@@ -82,7 +92,7 @@ def test_strategies_that_nobody_tried_are_refused():
         check_strategy(strategy)
 
 
-@pytest.mark.parametrize("strategy", [FSDP2Strategy(), FSDP1Strategy(), DDPStrategy(), SingleDeviceStrategy(), None])
+@pytest.mark.parametrize("strategy", [FSDP1Strategy(), DDPStrategy(), SingleDeviceStrategy(), None])
 def test_strategies_that_were_tried_are_taken(strategy):
     check_strategy(strategy)
 

@@ -9,14 +9,17 @@ import tiny
 import torch
 from dpo.drawn_pairs import draw
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from synthalign.callbacks import Evaluate
+from synthalign.dpo.policy import LoRA
 from synthalign.evals.pope import POPE
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode"),  # the frozen base is meant to be
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
 ]
 
 
@@ -67,3 +70,24 @@ def test_every_factor_learns_before_and_after_an_evaluation(
     assert all((norm > 0) == ("lora_B" in name) for name, norm in first.items())  # B is zero, so A cannot feel it yet
     assert all(norm > 0 for step in later for norm in step.values())
     assert all(torch.equal(p, packed[name]) for name, p in module.network.named_parameters() if name in packed)
+
+
+def test_a_run_with_an_8_bit_optimizer_goes_on_exactly(policy, make_module, make_trainer, eight, tmp_path):
+    def fit(name, **settings):
+        module = make_module(
+            policy=policy,
+            dtype="float32",
+            quantization="nf4",
+            lora=LoRA(r=64, alpha=64),  # bitsandbytes keeps a state of fewer than 4096 numbers in 32 bits
+            optimizer=partial(bitsandbytes.optim.AdamW8bit, lr=1e-2),
+        )
+        keep = ModelCheckpoint(dirpath=tmp_path / "kept", filename=name + "-{epoch}", save_top_k=-1)
+        trainer = make_trainer(name, max_epochs=2, enable_checkpointing=True, callbacks=[keep])
+        trainer.fit(module, eight(2), weights_only=True, **settings)
+        (states,) = (optimizer.state.values() for optimizer in trainer.optimizers)
+        assert any(state["state1"].dtype == torch.uint8 for state in states)
+        return {name: value for name, value in module.named_parameters() if value.requires_grad}
+
+    whole = fit("whole")
+    resumed = fit("resumed", ckpt_path=tmp_path / "kept" / "whole-epoch=0.ckpt")
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
