@@ -82,7 +82,7 @@ def test_ranks_that_would_share_a_batch_are_refused():
     strategy.cluster_environment = LightningEnvironment()
     strategy.cluster_environment.set_world_size(2)
     strategy._device_mesh = {"data_parallel": SimpleNamespace(size=lambda: 1)}  # a mesh of one node of two ranks
-    with pytest.raises(ValueError, match="means 2 ranks to share 1 batches: take trainer.strategy model_parallel"):
+    with pytest.raises(ValueError, match=r"means 2 ranks to share 1 batches: take trainer.strategy model_parallel"):
         check_strategy(strategy)
 
 
