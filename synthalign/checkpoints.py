@@ -81,7 +81,7 @@ def read_named(model: str, names: list[str], *, revision: str | None = None) -> 
     except ValueError:  # the weights are in one file
         files = dict.fromkeys(names, WHOLE)
     else:
-        files = _weight_map(listed)
+        files = weight_map(listed)
     found = {}
     for name in names:
         if name not in files:
@@ -95,7 +95,12 @@ def read_named(model: str, names: list[str], *, revision: str | None = None) -> 
     return found
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def weight_map(index: Path) -> dict[str, str]:
+    """Read which file holds which weight of a model that is in several.
+
+    Raises:
+        ValueError: The list is damaged.
+    """
     try:
         files = json.loads(index.read_bytes())["weight_map"]
     except (ValueError, LookupError, TypeError) as error:
@@ -183,18 +188,52 @@ def _digest(path: Path) -> str:
     return content.hexdigest()
 
 
-def _unpickled(path: Path) -> dict[str, Tensor]:
+def read_pickle(path: Path) -> Any:  # noqa: ANN401 - whatever it holds
+    """Read a pickle of tensors and plain types onto the CPU, without running anything in it.
+
+    Raises:
+        ValueError: It is damaged, something else, or wants to run code.
+    """
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # what a damaged file makes of the reader: zip, pickle, struct and assertion errors
-        if wish := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise
+        if name := wish(error):
             raise ValueError(
-                f"{path} is a pickle that wants to run {wish[1]}: refused, and nothing was run; "
+                f"{path} is a pickle that wants to run {name}: refused, and nothing was run; "
                 "a checkpoint of tensors alone is read, and safetensors are"
             ) from error
         raise ValueError(f"{path} cannot be read as a checkpoint of torch: it is damaged, or something else") from error
+    if part := torn(path):
+        raise ValueError(f"{path} cannot be read as a checkpoint of torch: it is damaged (in {part})")
+    return saved
+
+
+def wish(error: BaseException) -> str | None:
+    """Name what a pickle wants to run, where that is why torch refused to read it."""
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return named[1] if named else None
+
+
+def torn(path: Path) -> str | None:
+    """Name a part of a checkpoint whose content is not what was written, which torch does not look at.
+
+    Formats older than the archive have no checksums: of them nothing is named.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip()
+    except Exception as error:  # what damage makes of the reader: zip, zlib and struct errors, and more
+        return type(error).__name__
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    saved = read_pickle(path)
     if isinstance(saved, Mapping):
         saved = saved.get("state_dict", saved)
     if not isinstance(saved, Mapping) or not saved:

@@ -170,7 +170,9 @@ def export(args: list[str]) -> None:
     )
     parser.add_argument("--merged", action="store_true", help="write a whole model, which needs neither base nor peft")
     parser.add_argument("--base", metavar="FOLDER_OR_ID", help="where the base is, if not where the run had it")
-    parser.add_argument("--base-name", metavar="OWNER/NAME", help="what the base is on the hub, if it is a folder here")
+    parser.add_argument(
+        "--base-name", metavar="OWNER/NAME", help="what the base is on the hub, if it is a folder here; @REVISION too"
+    )
     types = ["auto", "float32", "bfloat16", "float16"]
     parser.add_argument(
         "--dtype", default="auto", choices=types, help="of a merged model's weights (as the base's are)"
@@ -182,12 +184,17 @@ def export(args: list[str]) -> None:
         metavar="TEST",
         help="a test of this adapter, whose evaluations the card shows (the run's)",
     )
-    parser.add_argument("--push", metavar="OWNER/NAME", help="upload the folder to this model of the hub, too")
+    parser.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="upload the folder to this model of the hub, too; its card holds the run's configuration, paths and all",
+    )
     parser.add_argument("--private", action="store_true", help="make that model private")
     options = parser.parse_args(args[1:])
     if options.private and not options.push:
         raise ValueError("--private says how to --push: name the model with --push OWNER/NAME")
 
+    from synthalign.dpo.policy import LoRA
     from synthalign.export import check_repo, push, write
 
     if options.push:
@@ -203,11 +210,11 @@ def export(args: list[str]) -> None:
         shard_gb=options.shard_gb,
         results=options.results,
         repo=options.push,
+        lora=LoRA,
     )
-    lines = [*written.notes, written.headline]
+    sys.stdout.write("\n".join([*written.notes, written.headline, ""]))
     if options.push:
-        lines.append(f"Pushed: {push(written.path, options.push, private=options.private)}")
-    sys.stdout.write("\n".join([*lines, ""]))
+        sys.stdout.write(f"Pushed: {push(written.path, options.push, private=options.private)}\n")
 
 
 def questions(args: list[str]) -> None:

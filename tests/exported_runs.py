@@ -1,16 +1,18 @@
-"""Runs to export: folders as a fit leaves them, written in a moment; and a callback that keeps a fit's own answers."""
+"""Runs to export, as a fit leaves them, written in a moment; what a fit answers itself; what the command refuses."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 from dpo.adapters import spread
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 
+from synthalign.cli import main
 from synthalign.dpo.policy import LoRA, load_policy, save_adapter
 
 ALPHA, RANK = 8, 4
@@ -82,3 +84,14 @@ def write_checkpoint(path: Path, trained: dict[str, torch.Tensor], step: int) ->
     path.parent.mkdir(exist_ok=True)
     state = {f"network.{name}": one for name, one in trained.items()}
     torch.save({"state_dict": state, "global_step": step, "loops": {}, "epoch": 1}, path)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    """The one line that ``export`` ends in."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", *map(str, args)])
+    said = capsys.readouterr()
+    assert stopped.value.code == 2 and said.out == ""
+    *before, line = said.err.splitlines()
+    assert line.startswith("synthalign: error: ") and not any("Traceback" in one for one in before)
+    return line

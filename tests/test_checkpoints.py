@@ -219,6 +219,15 @@ def test_what_is_no_checkpoint_is_one_line(content, said, folder):
     assert the_line(folder, "weights.pt").startswith(f"{path} {said}")
 
 
+def test_a_flipped_bit_in_the_numbers_is_refused(folder):
+    torch.save({"a": torch.ones(1000)}, folder / "weights.pt")
+    content = bytearray((folder / "weights.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "weights.pt").write_bytes(content)
+    assert "it is damaged (in weights/data/0)" in the_line(folder, "weights.pt")
+    assert [path.name for path in folder.iterdir()] == ["weights.pt"]
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_damage_anywhere_is_one_line_or_none(zipped, folder):
     torch.save({"a": MATRIX, "b": MATRIX.half()}, folder / "good.pt", _use_new_zipfile_serialization=zipped)

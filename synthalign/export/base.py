@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from synthalign.export.push import check_repo
 from synthalign.export.source import Source
 from synthalign.tables.hub import gist
 from synthalign.weights import check_folder, load
@@ -30,10 +31,15 @@ class Base(NamedTuple):
     """On the hub."""
 
     name: str
-    """What the export calls it: a hub id, or the absolute path of a folder."""
+    """What the export calls it: a hub id, or the absolute path of a folder; of a whole model, the folder's name."""
 
     is_public: bool
     """Whether the name means something on other machines."""
+
+    @property
+    def asked(self) -> str | None:
+        """The revision to load; None of a folder, whatever it is called."""
+        return None if Path(self.model).is_dir() else self.revision
 
 
 def base_of(source: Source, given: str | None = None, name: str | None = None, *, needed: bool = True) -> Base:
@@ -42,29 +48,31 @@ def base_of(source: Source, given: str | None = None, name: str | None = None, *
     Args:
         source: The run.
         given: Folder or hub id (``OWNER/NAME@REVISION``) to take in place of that which the run names.
-        name: What to call it: ``OWNER/NAME`` or ``OWNER/NAME@REVISION``.
+        name: What a folder is on the hub: ``OWNER/NAME`` or ``OWNER/NAME@REVISION``.
         needed: Whether it will be loaded.
 
     Raises:
-        ValueError: It is not there.
+        ValueError: It is not there; or ``name`` is none, or is given of what has one.
     """
     policy, revision = source.policy("policy"), source.policy("revision")
     model = policy if given is None else given
     if given is not None and not Path(given).is_dir():
-        model, _, said = given.partition("@")
-        revision = said or (revision if model == policy else None)
+        model, _, pinned = given.partition("@")
+        revision = pinned or (revision if model == policy else None)
+    local = Path(model).is_dir()
     try:
         check_folder(model)
     except ValueError as error:
-        if not needed:
-            return Base(model, revision, model if name is None else name, name is not None)
-        hint = "" if given is not None else "; say with --base where the run's policy is now, or what it is on the hub"
-        raise ValueError(f"the base is not here: {error}{hint}") from None
-    local = Path(model).is_dir()
-    if name is not None:
-        called, _, said = name.partition("@")
-        return Base(model, (said or None) if local else revision, called, True)
-    return Base(model, None, str(Path(model).absolute()), False) if local else Base(model, revision, model, True)
+        if needed:
+            hint = "; say with --base where the run's policy is now, or what it is on the hub" if given is None else ""
+            raise ValueError(f"the base is not here: {error}{hint}") from None
+        local = True  # it was
+    if name is None:
+        return Base(model, None, str(Path(model).absolute()), False) if local else Base(model, revision, model, True)
+    if not local:
+        raise ValueError(f"--base-name is for a base in a folder, and this one is {model} of the hub: leave it out")
+    called, _, pinned = name.partition("@")
+    return Base(model, pinned or None, check_repo(called), True)
 
 
 def skeleton_of(base: Base) -> Any:  # noqa: ANN401 - any Hugging Face model
@@ -75,7 +83,7 @@ def skeleton_of(base: Base) -> Any:  # noqa: ANN401 - any Hugging Face model
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    config = load(AutoConfig, base.model, revision=_asked(base))
+    config = load(AutoConfig, base.model, revision=base.asked)
     try:
         with torch.device("meta"):
             return AutoModelForImageTextToText.from_config(config)
@@ -146,10 +154,6 @@ def folder_of(base: Base, commit: str | None) -> Path:
 
     patterns = [*(f"*{end}" for end in SMALL), *(f"{begin}*" for begin in TERMS)]
     try:
-        return Path(snapshot_download(base.model, revision=commit or _asked(base), allow_patterns=patterns))
+        return Path(snapshot_download(base.model, revision=commit or base.asked, allow_patterns=patterns))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise ValueError(f"the files of {base.model!r} cannot be had: {gist(error)}") from error
-
-
-def _asked(base: Base) -> str | None:
-    return None if Path(base.model).is_dir() else base.revision

@@ -1,11 +1,9 @@
 """The model card: what it is, how to load it, what it was trained on and measured by. It claims what is on file."""
 
-import json
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -29,8 +27,11 @@ class Export(NamedTuple):
     is_adapter: bool
     """Whether it is an adapter alone, which needs its base."""
 
-    method: str
-    """``LoRA``, say; empty where the model itself was trained."""
+    is_pushed: bool
+    """Whether ``name`` is that of a repository."""
+
+    adapter: dict[str, Any] | None
+    """What was trained, as PEFT has it; None where it was the model itself."""
 
     step: int | None
     figures: Figures | str
@@ -40,20 +41,30 @@ class Export(NamedTuple):
     same_layout: bool = False
     """Whether all weights have the names and shapes of the base's."""
 
+    packages: Sequence[str] = ()
+    """What the processor needs beside transformers."""
+
+    @property
+    def method(self) -> str | None:
+        """``LoRA``, say."""
+        kind = None if self.adapter is None else str(self.adapter["peft_type"])
+        return "LoRA" if kind == "LORA" else kind
+
 
 def card(export: Export) -> str:
-    """Write README.md."""
+    """Return the text of README.md, in Markdown under the hub's header."""
     source = export.source
     parts = [
         f"---\n{yaml.safe_dump(_header(export), sort_keys=False, allow_unicode=True)}---",
         f"# {export.name.rpartition('/')[2]}",
         _what(export),
-        f"## How to use it\n\n```python\n{_code(export)}```" + _served(export),
+        f"## How to use it\n\n{_needed(export)}\n\n```python\n{_code(export)}```" + _served(export),
         f"## Training\n\n{_rows(_settings(export))}",
         f"## Data\n\n{_rows(data_of(source))}",
         f"## Evaluations\n\n{export.figures if isinstance(export.figures, str) else table(export.figures)}",
         f"## Versions\n\n{_rows(_versions(source))}",
-        f"## The run's configuration\n\n<details>\n\n```yaml\n{source.text.strip()}\n```\n\n</details>",
+        "## The run's configuration\n\n<details><summary>config.yaml</summary>\n\n"
+        f"```yaml\n{source.text.strip()}\n```\n\n</details>",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -66,58 +77,64 @@ def _header(export: Export) -> dict[str, Any]:
     header["library_name"] = "peft" if export.is_adapter else "transformers"
     header["pipeline_tag"] = "image-text-to-text"
     loss = _last(export.source.policy("loss"))
-    header["tags"] = [tag for tag in ("synthalign", loss and loss.lower(), export.method.lower()) if tag]
+    method = export.method if export.is_adapter else None
+    header["tags"] = ["synthalign", *(name.lower() for name in (loss, method) if name)]
     return header
 
 
 def _what(export: Export) -> str:
-    base = f"`{export.base.name}`" + (f" at revision `{export.base.revision}`" if export.base.revision else "")
-    trained = f"{export.method} adapter" if export.method else "language model"
+    base, source = export.base, export.source
+    revision = f" (revision `{base.revision}`)" if base.revision else ""
+    trained = f"{export.method} adapters on it were" if export.method else "its language model was"
     lines = [
-        f"A vision-language model: {base}, aligned on preference pairs (its {trained} was trained; "
-        f"loss: {_part(export.source.policy('loss')) or 'unknown'})."
+        f"`{base.name}`{revision}, a vision-language model, aligned with SynthAlign on preference pairs: {trained} "
+        f"trained with the loss {_part(source.policy('loss')) or 'that the configuration below names'}."
     ]
-    if not export.base.revision and not Path(export.base.model).is_dir():
-        lines.append("The run did not pin the base's revision.")
+    if base.is_public and not base.revision:
+        lines.append("The base's revision is not pinned.")
+    if (begun := source.policy("adapter")) and export.method:
+        lines.append(f"Training went on from the adapter `{begun}`.")
     if export.is_adapter:
-        lines.append("This folder holds the adapter alone; the base comes from its own place.")
+        lines.append("Here are the adapters alone, without the base.")
     elif export.method:
-        lines.append(f"The adapter is merged into the base's weights: computed in float32, rounded to {export.dtype}.")
-    if bits := export.source.policy("quantization"):
-        here = (
-            "the code below loads an unquantised one"
-            if export.is_adapter
-            else "here it is merged into unquantised ones"
-        )
-        lines.append(f"It was trained and measured on weights quantised to {bits}; {here}, so answers may differ.")
+        lines.append(f"They are merged into the base's weights: computed in float32, rounded to {export.dtype}.")
+    if bits := source.policy("quantization"):
+        done = "trained and evaluated" if isinstance(export.figures, Figures) and export.figures.by_fit else "trained"
+        here = "the code below loads whole ones" if export.is_adapter else "it is merged into whole ones"
+        lines.append(f"It was {done} on a base with weights quantised to {bits}; {here}, so answers may differ.")
     if export.template is not None:
         lines.append("It was trained with a chat template of its own, `chat_template.jinja`.")
-    if export.source.policy("system_prompt") is not None:
+    if source.policy("system_prompt") is not None:
         lines.append("It was trained with the system prompt that the code below gives.")
-    lines.append("Its license is not stated here; the base's terms go on to bind.")
+    lines.append("No licence is stated here; the base's licence still applies.")
     return "\n".join(lines)
+
+
+def _needed(export: Export) -> str:
+    tried = [f"{name} (written with {version(name)})" for name in ("transformers", "peft")[: 1 + export.is_adapter]]
+    names = ["torch", *export.packages, "Pillow", *tried]
+    return f"This needs {', '.join(names[:-1])} and {names[-1]}:"
 
 
 def _code(export: Export) -> str:
     base, place = export.base, export.name
-    pinned = f", revision={base.revision!r}" if base.revision and export.is_adapter else ""
-    own = base.name if export.is_adapter else place
-    dtype = export.source.policy("dtype") if export.is_adapter else None
     lines = ["import torch", *(["from peft import PeftModel"] if export.is_adapter else []), "from PIL import Image"]
     lines += ["from transformers import AutoModelForImageTextToText, AutoProcessor", ""]
-    if not export.is_adapter:
-        lines.append(f"folder = {place!r}  # seen from the folder around it")
-        own_name = "folder"
+    here = "" if export.is_pushed else "  # the path of this folder"
+    if export.is_adapter:
+        model, dtype = "base", export.source.policy("dtype") or "auto"
+        pinned = f", revision={base.revision!r}" if base.revision else ""
+        lines += [f"base = {base.name!r}", f"adapter = {place!r}{here}"]
     else:
-        lines += [f"base = {own!r}", f"adapter = {place!r}  # seen from the folder around it"]
-        own_name = "base"
-    lines.append(f"processor = AutoProcessor.from_pretrained({own_name}{pinned})")
-    lines.append(f"model = AutoModelForImageTextToText.from_pretrained({own_name}{pinned}, dtype={dtype or 'auto'!r})")
+        model, dtype, pinned = "name", "auto", ""
+        lines.append(f"name = {place!r}{here}")
+    lines.append(f"processor = AutoProcessor.from_pretrained({model}{pinned})")
+    lines.append(f"model = AutoModelForImageTextToText.from_pretrained({model}{pinned}, dtype={dtype!r})")
     if export.is_adapter:
         lines.append("model = PeftModel.from_pretrained(model, adapter)")
         if export.template is not None:
             lines.append(f"processor.chat_template = {export.template!r}")
-    lines.append('model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")')
+    lines.append("model = model.eval().to('cuda' if torch.cuda.is_available() else 'cpu')")
     lines += ["", "image = Image.open('image.jpg')", "question = 'Describe the image in detail.'", "messages = ["]
     system = export.source.policy("system_prompt")
     if system is not None:
@@ -128,8 +145,8 @@ def _code(export: Export) -> str:
         "inputs = processor.apply_chat_template(",
         "    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors='pt'",
         ").to(model.device)",
-        "said = model.generate(**inputs, do_sample=False, max_new_tokens=256)[0, inputs['input_ids'].shape[1] :]",
-        "print(processor.decode(said, skip_special_tokens=True))",
+        "answer = model.generate(**inputs, do_sample=False, max_new_tokens=256)[0, inputs['input_ids'].shape[1] :]",
+        "print(processor.decode(answer, skip_special_tokens=True))",
     ]
     return "\n".join(lines) + "\n"
 
@@ -139,41 +156,46 @@ def _served(export: Export) -> str:
         return ""
     return (
         "\n\nAll weights have the names and shapes of the base's, so what serves the base should serve this. "
-        f"`transformers serve {export.name}` was tried on exports of this kind, `vllm serve {export.name}` was not."
+        "`transformers serve` was tried on a tiny LLaVA-1.5 so exported, vLLM was not tried."
     )
 
 
 def _settings(export: Export) -> dict[str, Any]:
     source = export.source
-    lora = source.policy("lora")
-    told = {
+    tokens = source.setting("data", "init_args", "max_tokens")
+    steps, nodes = source.setting("trainer", "max_steps"), source.setting("trainer", "num_nodes")
+    rows = {
         "Loss": _part(source.policy("loss")),
-        "LoRA": _brief(lora, "r", "alpha", "dropout") if export.method else None,
+        export.method: _brief(export.adapter, "r", "lora_alpha", "lora_dropout"),
         "Type of the base's weights": source.policy("dtype"),
         "Quantisation of the base": source.policy("quantization"),
         "Precision": source.setting("trainer", "precision"),
         "Optimizer": _part(source.policy("optimizer")),
         "Schedule": _part(source.policy("schedule")),
-        "Epochs": source.setting("trainer", "max_epochs"),
-        "Optimizer steps": export.step,
-        "Pairs in a batch": source.setting("data", "init_args", "batch_size"),
-        "Batches in a step": source.setting("trainer", "accumulate_grad_batches"),
+        "Gradients clipped to": source.setting("trainer", "gradient_clip_val"),
+        "Epochs, at most": source.setting("trainer", "max_epochs"),
+        "Optimizer steps, at most": None if steps == -1 else steps,
+        "Optimizer steps taken": export.step,
+        "Pairs in a batch of a device": None if tokens else source.setting("data", "init_args", "batch_size"),
+        "Tokens in a batch of a device, at most": tokens,
+        "Batches of a device in a step": source.setting("trainer", "accumulate_grad_batches"),
         "Strategy": source.setting("trainer", "strategy"),
-        "Devices": source.setting("trainer", "devices"),
+        "Devices of a node": source.setting("trainer", "devices"),
+        "Nodes": None if nodes == 1 else nodes,
         "Seed": source.setting("seed_everything"),
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in rows.items() if name and value not in (None, "", "auto")}
 
 
 def _versions(source: Source) -> dict[str, str]:
     begun = re.match(r"# lightning.pytorch==(\S+)", source.text)
-    told = {"trained with": f"lightning {begun[1]}"} if begun else {}
+    trained = {"Trained with": f"lightning {begun[1]}"} if begun else {}
     now = [f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in LIBRARIES)]
-    return told | {"exported with": ", ".join(now)}
+    return trained | {"Exported with": ", ".join(now)}
 
 
-def _rows(said: Mapping[str, Any]) -> str:
-    cells = [f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in said.items()]
+def _rows(facts: Mapping[str, Any]) -> str:
+    cells = [f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in facts.items()]
     return "\n".join(["| | |", "|---|---|", *cells])
 
 
@@ -192,4 +214,4 @@ def _part(part: object) -> str | None:
 def _brief(settings: object, *names: str) -> str | None:
     if not isinstance(settings, dict):
         return None
-    return ", ".join(f"{name}={json.dumps(settings[name])}" for name in names if settings.get(name) is not None)
+    return ", ".join(f"{name}={settings[name]!r}" for name in names if settings.get(name) is not None)

@@ -16,35 +16,37 @@ RECORD = "data.json"
 def data_of(source: Source) -> dict[str, Any]:
     """Say what the pairs are, how many, and how to tell whether others are the same."""
     pairs, store = source.setting("data", "init_args", "pairs"), source.setting(*SYNTHESIS, "store")
-    told: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
     if isinstance(pairs, str):
-        told["Pairs"] = pairs
-        told |= _found_now(Path(pairs))
+        rows["Pairs"] = pairs
+        rows |= _digest(Path(pairs))
     elif isinstance(store, str):
-        told["Pairs"] = f"made by the run, kept in {store}"
+        rows["Pairs"] = f"made by the run, kept in {store}"
         prompts = source.setting(*SYNTHESIS, "prompts")
-        told |= {"Prompts": prompts} if isinstance(prompts, str) else {}
+        rows |= {"Prompts": prompts} if isinstance(prompts, str) else {}
         landed = sorted(path.name for path in Path(store).glob("pair-*") if path.is_dir())
-        told |= {"Landings of pairs there at export": ", ".join(landed)} if landed else {}
-    return told | _recorded(source.run / RECORD) | _dropped(source.run / "dropped.jsonl")
+        rows |= {"Landings of pairs there at export": ", ".join(landed)} if landed else {}
+    return rows | _recorded(source.run / RECORD) | _dropped(source.run / "dropped.jsonl")
 
 
 SYNTHESIS = ("data", "init_args", "synthesis")
 
 
-def _found_now(pairs: Path) -> dict[str, str]:
-    return {"Fingerprint of that at export": fingerprint(pairs)} if pairs.exists() else {}
+def _digest(pairs: Path) -> dict[str, str]:
+    if not pairs.exists():
+        return {}
+    return {f"Digest of the {'file' if pairs.is_file() else 'folder'} at export": fingerprint(pairs)}
 
 
 def _recorded(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        return {"Fingerprint of the pairs trained on": f"unknown: the run wrote no {RECORD}"}
+        return {"Digest of the pairs trained on and held out": f"unknown: the run wrote no {RECORD}"}
     try:
         found = json.loads(path.read_bytes())
         return {
             "Pairs trained on": found["pairs"],
             "Pairs held out": found["held_out"],
-            "Fingerprint of the pairs": found["fingerprint"],
+            "Digest of the pairs trained on and held out": found["fingerprint"],
         }
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} is not what a run writes: {gist(error)}") from error
@@ -58,5 +60,5 @@ def _dropped(path: Path) -> dict[str, str]:
         reasons = Counter(str(json.loads(line)["reason"]) for line in lines)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} is not what a run writes: {gist(error)}") from error
-    told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    return {"Pairs left out": f"{reasons.total()} ({told})"}
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    return {"Pairs left out": f"{reasons.total()} ({counts})"}

@@ -18,7 +18,11 @@ class Figures(NamedTuple):
     evals: dict[str, dict[str, Any]]
     """Of each evaluation what results.json says: class_path, init_args, about, legend."""
 
-    seed: int | None
+    by_fit: bool
+    """Whether it was the run that evaluated, as it trained; else a test of what it trained."""
+
+    step: int | None = None
+    """Optimizer steps behind ``after``; None where the file does not say."""
 
 
 def figures_of(source: Source, step: int | None, results: Path | None = None) -> Figures | str:
@@ -44,25 +48,30 @@ def figures_of(source: Source, step: int | None, results: Path | None = None) ->
         return f"The run has no {RESULTS}: it evaluated nothing, or did not come to its end."
     try:
         found = json.loads(path.read_bytes())
-        history, seed = list(found["history"]), found.get("seed")
-        figures = Figures(found["before"], dict(found["after"]), dict(found["evals"]), seed)
+        before = None if found["before"] is None else _metrics(found["before"])
+        evals = {name: dict(one) for name, one in found["evals"].items()}
+        by_step = {int(entry["step"]): _metrics(entry["metrics"]) for entry in found["history"]}
+        is_fit, tested = found["stage"] == "fit", found.get("adapter") or found.get("policy")
+        figures = Figures(before, _metrics(found["after"]), evals, is_fit, max(by_step, default=None))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not what a run writes: {gist(error)}") from error
-    if found["stage"] == "test" or not own:
-        return _of_a_test(source, path, found, figures)
+        raise ValueError(f"{path} is not what a run writes: {type(error).__name__}: {gist(error)}") from error
+    if is_fit and not own:
+        raise ValueError(f"{path} is of a fit, whose figures are of what that has trained: name the folder of a test")
+    if not is_fit:
+        if not isinstance(tested, str) or Path(tested).resolve() != source.path.resolve():
+            raise ValueError(f"{path} is of {tested!r}, not of {source.path}, which is exported")
+        return figures
     if source.kind != "checkpoint":
         return figures
-    entry = next((one for one in history if at(one, "step") == step), None)
-    if entry is None:
+    if step not in by_step:
         return f"The run was not evaluated at step {step}, which this checkpoint is of."
-    return figures._replace(after=dict(entry["metrics"]))
+    return figures._replace(after=by_step[step], step=step)
 
 
-def _of_a_test(source: Source, path: Path, found: dict[str, Any], figures: Figures) -> Figures:
-    tested = found.get("adapter") or found.get("policy")
-    if not isinstance(tested, str) or Path(tested).resolve() != source.path.resolve():
-        raise ValueError(f"{path} is of {tested!r}, not of {source.path}, which is exported")
-    return figures
+def _metrics(said: dict[str, Any]) -> Metrics:
+    if odd := [name for name, value in said.items() if type(value) not in (int, float)]:
+        raise TypeError(f"{odd[0]} is no number")
+    return dict(said)
 
 
 def table(figures: Figures) -> str:
@@ -82,16 +91,18 @@ def table(figures: Figures) -> str:
         about = at(known, "about")
         if isinstance(about, dict) and about:
             notes.append(f"- {name}: {'; '.join(f'{what}: {value}' for what, value in about.items())}")
-    return "\n".join([*lines, "", "↑ higher is better, ↓ lower is better", *(["", *notes] if notes else [])])
+    baseline = "the model as this training began" if figures.by_fit else "the base model"
+    below = "↑ higher is better, ↓ lower is better; n: questions" + (f"; before: {baseline}" if both else "")
+    return "\n".join([*lines, "", below, *(["", *notes] if notes else [])])
 
 
 def _headlines(known: dict[str, Any], metrics: Metrics) -> list[tuple[str, Legend]]:
     found = []
     for key in metrics:
-        said = at(known, "legend", key) or {}  # runs of the first version have no legends
-        if said.get("headline", True) and not is_bound(key, metrics):
-            better = said.get("better")
-            found.append((key, Legend(key, better if better in ("high", "low") else None, bool(said.get("percent")))))
+        said = at(known, "legend", key)  # runs of the first version have no legends
+        if at(said, "headline") is not False and not is_bound(key, metrics):
+            better = at(said, "better")
+            found.append((key, Legend(key, better if better in ("high", "low") else None, bool(at(said, "percent")))))
     return found
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 RECORD = "export.json"
@@ -50,12 +50,16 @@ def whole(out: Path) -> Iterator[Path]:
     check_free(out)
     out = out.absolute()
     part = out.with_name(f".{out.name}.part")
+    above = [folder for folder in part.parents if not folder.exists()]
+    os.umask(mask := os.umask(0o077))  # there is no other way to read it
+    mode = 0o666 & ~mask
     try:
         shutil.rmtree(part, ignore_errors=True)  # what a killed export left may be gigabytes
         part.mkdir(parents=True)
         yield part
         for path in [*part.rglob("*"), part]:
-            path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors come readable by their writer alone
+            if path.is_file():
+                path.chmod(mode)  # safetensors come readable by their writer alone
             _sync(path)
         check_free(out)  # hours may have passed
         _replace(part, out)
@@ -64,6 +68,9 @@ def whole(out: Path) -> Iterator[Path]:
         raise RuntimeError(f"{out} cannot be written ({reason}): nothing is left of it") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+        with suppress(OSError):  # there now, and not empty
+            for folder in above:
+                folder.rmdir()
 
 
 def _replace(part: Path, out: Path) -> None:

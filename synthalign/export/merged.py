@@ -41,7 +41,7 @@ def write_merged(
         ValueError: The base cannot be loaded, is quantised, or is not that of the adapter; or a weight leaves the range
             of its type.
     """
-    network = load_vlm(base.model, revision=None if Path(base.model).is_dir() else base.revision, dtype=dtype)
+    network = load_vlm(base.model, revision=base.asked, dtype=dtype)
     commit = getattr(network.config, "_commit_hash", None)
     if getattr(network.config, "quantization_config", None) is not None:
         raise ValueError(f"base {base.model!r} is quantised itself: name the unquantised one with --base")
@@ -91,13 +91,13 @@ def merge(network: Any, adapter: Path) -> Any:  # noqa: ANN401
 
 
 def _laid_in(network: Any, trained: Trained, base: Base) -> Any:  # noqa: ANN401
-    own = dict(network.named_parameters())
+    own = network.state_dict()  # tied weights under all of their names, as a checkpoint with the base has them
     for name, tensor in trained.tensors.items():
         if name not in own or own[name].shape != tensor.shape:
             raise ValueError(
                 f"the checkpoint is not of {base.model!r}, which has no {name} of shape {tuple(tensor.shape)}"
             )
-        own[name].data.copy_(tensor)
+        own[name].copy_(tensor)
     return network
 
 

@@ -1,9 +1,8 @@
 """An export on the Hugging Face hub."""
 
-import re
 from pathlib import Path
 
-from synthalign.tables.hub import REPO, gist
+from synthalign.tables.hub import gist
 
 
 def check_repo(repo: str) -> str:
@@ -12,7 +11,16 @@ def check_repo(repo: str) -> str:
     Raises:
         ValueError: It is no such name.
     """
-    if not re.fullmatch(REPO, repo):
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        owned = False
+    else:
+        owned = "/" in repo
+    if not owned:
         raise ValueError(f"{repo!r} is no name of a model on the hub: say owner/name")
     return repo
 

@@ -2,15 +2,17 @@
 
 import json
 import re
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from synthalign.export.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Source
+from synthalign.checkpoints import INDEX, WHOLE, read_pickle, weight_map
+from synthalign.export.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, Source, find
 from synthalign.tables.hub import gist
+from synthalign.vlm.responder import check_adapter
 
 INSIDE = "network."
 """Put by DPOModule before the names of the policy's weights."""
@@ -31,8 +33,16 @@ class Trained(NamedTuple):
     """Optimizer steps taken; None where the files do not say."""
 
 
-def read(source: Source) -> Trained:
+Adapters = Callable[..., Any]
+"""What a run's ``model.init_args.lora`` are the arguments of, and whose ``config()`` is PEFT's."""
+
+
+def read(source: Source, lora: Adapters | None = None) -> Trained:
     """Read an adapter's folder, or a checkpoint.
+
+    Args:
+        source: Where.
+        lora: Makes the configuration of a checkpoint's adapter where none was saved beside it.
 
     Raises:
         ValueError: It is damaged, holds something else, or is a pickle that wants to run code.
@@ -40,11 +50,48 @@ def read(source: Source) -> Trained:
     if source.kind == "adapter":
         trained = Trained(_adapter_config(source.path / ADAPTER_CONFIG), _safetensors(source.path))
     else:
-        trained = _checkpoint(source)
+        trained = _checkpoint(source, lora)
     for name, tensor in trained.tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{source.path}: {name} holds values that are no finite numbers: this run has failed")
+        _refuse_nonfinite(source.path, name, tensor)
     return trained
+
+
+def _refuse_nonfinite(path: Path, name: str, tensor: Tensor) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(f"{path}: {name} holds values that are no finite numbers: this run has failed")
+
+
+def weights_of(model: Path) -> list[Path]:
+    """Return the files of a whole model's weights, every number of which was read.
+
+    Args:
+        model: A folder in which transformers saved it.
+
+    Returns:
+        Its safetensors, and their index if they are several.
+
+    Raises:
+        ValueError: One is missing or damaged, or a weight is, or is no finite number.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    there = {path.name for path in model.glob("*.safetensors")}
+    listed = weight_map(model / INDEX) if (model / INDEX).is_file() else None
+    files = sorted({WHOLE} if listed is None else set(listed.values()))
+    found = {}
+    for name in files:
+        if name not in there:
+            raise ValueError(f"{model} has no {name}: the model in it is not whole")
+        try:
+            with safe_open(model / name, "pt") as file:
+                for weight in file.keys():
+                    found[weight] = name
+                    _refuse_nonfinite(model / name, weight, file.get_tensor(weight))
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{model / name} cannot be read: {gist(error)}") from error
+    if listed is not None and (odd := sorted(listed.items() ^ found.items())):
+        raise ValueError(f"{model}: {odd[0][0]} is not where {INDEX} says: the model in it is not whole")
+    return [model / name for name in [*files, *([INDEX] if listed else [])]]
 
 
 def does_nothing(trained: Trained) -> bool:
@@ -60,8 +107,10 @@ def _adapter_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read: {gist(error)}") from error
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         raise ValueError(f"{path} is no adapter's configuration: it has no peft_type")
-    if config.get("megatron_config"):
-        raise ValueError(f"{path} has a megatron_config, which makes PEFT import a module that it names: refused")
+    try:
+        check_adapter(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return config
 
 
@@ -83,9 +132,9 @@ def _safetensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _checkpoint(source: Source) -> Trained:
-    saved = _unpickled(source.path)
-    state = saved.get("state_dict")
+def _checkpoint(source: Source, lora: Adapters | None) -> Trained:
+    saved = read_pickle(source.path)
+    state = saved.get("state_dict") if isinstance(saved, dict) else None
     own = isinstance(state, dict) and all(
         isinstance(name, str) and name.startswith(INSIDE) and isinstance(tensor, Tensor)
         for name, tensor in state.items()
@@ -95,40 +144,19 @@ def _checkpoint(source: Source) -> Trained:
     tensors = {name.removeprefix(INSIDE): tensor for name, tensor in state.items()}
     step = saved.get("global_step")
     step = step if isinstance(step, int) else None
-    if not any(".default" in name for name in tensors):
-        return Trained(None, tensors, step)
-    return Trained(_lora_config(source), {_peft_name(name): tensor for name, tensor in tensors.items()}, step)
-
-
-def _unpickled(path: Path) -> dict[str, Any]:
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=(mapped := zipfile.is_zipfile(path)))
-    except Exception as error:  # what a damaged file makes of the reader: zip, pickle, struct and assertion errors
-        if wish := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise ValueError(f"{path} is a pickle that wants to run {wish[1]}: refused, and nothing was run") from error
-        raise ValueError(f"{path} cannot be read as a checkpoint: it is damaged, or something else") from error
-    if not isinstance(saved, dict):
-        raise ValueError(f"{path} is no checkpoint: it holds a {type(saved).__name__}")
-    if mapped and (broken := _broken(path)):
-        raise ValueError(f"{path} cannot be read as a checkpoint: it is damaged (in {broken})")
-    return saved
-
-
-def _broken(path: Path) -> str | None:
-    """Name a part of a file whose content is not what was written: what is mapped into memory goes unchecked."""
-    with zipfile.ZipFile(path) as file:
-        return file.testzip()
+    # With checkpoint_base the frozen weights are there, too.
+    adapter = {_peft_name(name): tensor for name, tensor in tensors.items() if ".default" in name}
+    return Trained(_configuration(source, lora), adapter, step) if adapter else Trained(None, tensors, step)
 
 
 def _peft_name(name: str) -> str:
     """Turn the name of a part of an adapter in memory into that in PEFT's files, which leave out the adapter's own."""
-    return re.sub(r"(lora_magnitude_vector)\.default\.weight$", r"\1", name).replace(".default", "")
+    name = re.sub(r"(lora_magnitude_vector)\.default\.weight$", r"\1", name)
+    return name.replace(".modules_to_save.default", "").replace(".default", "")
 
 
-def _lora_config(source: Source) -> dict[str, Any]:
+def _configuration(source: Source, lora: Adapters | None) -> dict[str, Any]:
     """Return the configuration of a checkpoint's adapter: saved beside it, or that of the run's settings."""
-    from synthalign.export.source import find
-
     try:
         beside = find(source.run)
     except ValueError:  # nothing was saved but checkpoints
@@ -140,17 +168,12 @@ def _lora_config(source: Source) -> dict[str, Any]:
         if not (file := Path(begun) / ADAPTER_CONFIG).is_file():
             raise ValueError(f"{source.path} goes on from the adapter {begun!r}, whose {ADAPTER_CONFIG} is not here")
         return _adapter_config(file)
-    lora = source.policy("lora")
-    if not isinstance(lora, dict) or lora.keys() != {"r", "alpha", "dropout", "target_modules"}:
-        raise ValueError(f"{source.run}: its configuration has no model.init_args.lora that {source.path.name} needs")
-    from peft import LoraConfig
-
-    config = LoraConfig(
-        r=lora["r"],
-        lora_alpha=lora["alpha"],
-        lora_dropout=lora["dropout"],
-        target_modules=lora["target_modules"],
-        bias="none",
-        inference_mode=True,
-    )
-    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    try:
+        assert lora is not None, "a checkpoint without a saved adapter needs it"
+        config = lora(**source.policy("lora")).config().to_dict()
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{source.run / CONFIG}: its model.init_args.lora, which {source.path.name} needs, makes no adapter: "
+            f"{gist(error)}"
+        ) from error
+    return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}

@@ -116,6 +116,6 @@ def push_folder(folder: Path, repo: str, *, private: bool = False) -> str:
 
 
 def gist(error: BaseException) -> str:
-    """Say in one line what someone else's exception says in several, or none."""
+    """Say in one line what someone else's exception says in several, or none: the first, and what it announces."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return " ".join(lines[: 1 + lines[0].endswith(":")]) if lines else type(error).__name__

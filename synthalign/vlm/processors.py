@@ -1,5 +1,6 @@
 """A model's processor: of a family whose videos alone want torchvision, loaded for images without."""
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,6 +44,25 @@ def load_processor(model: str, *, revision: str | None = None) -> Any:  # noqa: 
         extra = next((extra for package, extra in EXTRAS.items() if package in said.lower()), None)
         way = f": pip install 'synthalign[{extra}]'" if extra else ""
         raise ValueError(f"the processor of {model!r} cannot be loaded: {said}{way}") from error
+
+
+def packages_of(model: str, *, revision: str | None = None) -> list[str]:
+    """Name what has to be installed beside transformers for it to load a model's processor, videos and all.
+
+    Args:
+        model: Folder, or id on the Hugging Face hub.
+        revision: Commit, tag or branch on the hub.
+
+    Raises:
+        ValueError: As ``synthalign.weights.load``.
+    """
+    if (kind := _class_of(model, revision)) is None:
+        return []
+    asked = {
+        "torchvision": VIDEO in kind.get_attributes(),
+        "num2words": hasattr(sys.modules[kind.__module__], "num2words"),  # which its file imports where it is there
+    }
+    return [package for package in EXTRAS if asked[package]]
 
 
 def _class_of(model: str, revision: str | None) -> Any:  # noqa: ANN401

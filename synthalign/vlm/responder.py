@@ -1,8 +1,7 @@
 """A local vision-language model as a Responder: loaded at first use, an adapter on it if asked."""
 
-import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from synthalign.checkpoints import wish
+from synthalign.tables.hub import gist
 from synthalign.types import Reply
 from synthalign.vlm.chat import Chat
 from synthalign.vlm.replies import reply
@@ -141,22 +142,25 @@ def load_adapter(network: Any, adapter: str, *, trainable: bool = False) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys")  # they would stay at random
             config = PeftConfig.from_pretrained(adapter)
-            if getattr(config, "megatron_config", None):
-                raise ValueError("its megatron_config makes PEFT import a module that the adapter names")
+            check_adapter(vars(config))
             loaded = PeftModel.from_pretrained(network, adapter, is_trainable=trainable, config=config)
     except Exception as error:  # what a damaged file, or a strange value in the config, makes of PEFT
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise
-        raise ValueError(f"adapter {adapter!r} cannot be put on the model: {_gist(error)}") from error
+        name = wish(error)
+        reason = f"it is a pickle that wants to run {name}: refused, and nothing was run" if name else gist(error)
+        raise ValueError(f"adapter {adapter!r} cannot be put on the model: {reason}") from error
     for name, tensor in get_peft_model_state_dict(loaded).items():
         if not tensor.isfinite().all():
             raise ValueError(f"adapter {adapter!r} holds numbers that are not finite, in {name}: take an earlier one")
     return loaded
 
 
-def _gist(error: Exception) -> str:
-    """Return the first line that says something; what wants to be run, where a pickle does."""
-    if wish := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        return f"it is a pickle that wants to run {wish[1]}: refused, and nothing was run"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1]) if lines else type(error).__name__
+def check_adapter(config: Mapping[str, Any]) -> None:
+    """Refuse an adapter whose configuration would have PEFT import a module that it names.
+
+    Raises:
+        ValueError: It would.
+    """
+    if config.get("megatron_config"):
+        raise ValueError("its megatron_config makes PEFT import a module that the adapter names: refused")

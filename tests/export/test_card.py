@@ -11,7 +11,7 @@ import torch
 import yaml
 from exported_runs import config, write_config, write_run
 from peft import AutoPeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from synthalign.cli import main
@@ -85,12 +85,14 @@ def test_the_figures_of_the_last_epoch_stand_beside_the_models_before_training(r
     assert cells(out, "pope/score") == ["2.000 [1.50, 2.50]", "2.000 [1.50, 2.50]", "50"]
     assert "pope/detail" not in card(out) and "score_low" not in card(out)
     assert "- pope: parser: official" in card(out)
+    assert "before: the model as this training began" in card(out)
+    assert cells(out, "Optimizer steps taken") == ["14"]
 
 
 def test_a_checkpoints_figures_are_those_of_its_own_step(run, tmp_path):
     out = write(run / "checkpoints" / "best.ckpt").path
     assert cells(out, "pope/accuracy ↑") == ["50.0 %", "62.5 %", "50"]
-    assert cells(out, "Optimizer steps") == ["7"]
+    assert cells(out, "Optimizer steps taken") == ["7"]
     saved = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     torch.save(saved | {"global_step": 8}, run / "checkpoints" / "other.ckpt")
     written = write(run / "checkpoints" / "other.ckpt")
@@ -108,6 +110,9 @@ def test_a_test_of_this_adapter_can_stand_in(run, tmp_path, tiny_llava):
     after = {"after": metrics(0.875), "history": [], "stage": "test"}
     tested = write_results(tmp_path / "test", **after, adapter=str(run / "adapter"))
     assert cells(write(run, results=tested).path, "pope/accuracy ↑") == ["50.0 %", "87.5 %", "50"]
+    other = write_results(tmp_path / "fit-2", adapter=str(run / "adapter"))  # trained on from it
+    with pytest.raises(ValueError, match=r"fit-2/results.json is of a fit, whose figures are of what that has trained"):
+        write(run, results=other)
     other = write_results(tmp_path / "test-2", **after, adapter="runs/other/adapter")
     with pytest.raises(ValueError, match=r"results.json is of 'runs/other/adapter', not of .*adapter, which is export"):
         write(run, results=other)
@@ -122,18 +127,18 @@ def test_the_whole_configuration_and_what_was_dropped_stand_on_the_card(run, tin
     assert yaml.safe_load(text.split("```yaml\n")[1].split("```")[0]) == config(tiny_llava)
     assert cells(out, "Pairs left out") == ["3 (2 empty, 1 too_long)"]
     assert cells(out, "Pairs |") == ["set/pairs.json"]
-    told = {"Pairs trained on": "90", "Pairs held out": "10", "Fingerprint of the pairs": "00ff"}
+    told = {"Pairs trained on": "90", "Pairs held out": "10", "Digest of the pairs trained on and held out": "00ff"}
     assert all(cells(out, f"{name} |") == [value] for name, value in told.items())
     assert cells(out, "Seed") == ["3"]
 
 
-def test_the_set_as_it_is_at_export_is_fingerprinted_by_its_content(run, tmp_path, monkeypatch):
+def test_the_set_as_it_is_at_export_is_told_by_its_content(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     marks = []
     for content in ("one", "two", "one"):
         (tmp_path / "set").mkdir(exist_ok=True)
         (tmp_path / "set" / "pairs.json").write_text(content)
-        marks.append(cells(write(run).path, "Fingerprint of that at export")[0])
+        marks.append(cells(write(run).path, "Digest of the file at export")[0])
     assert marks[0] == marks[2] != marks[1]
 
 
@@ -151,6 +156,7 @@ def test_a_base_of_the_hub_is_named_with_its_revision(hub, tiny_llava, tmp_path)
         "tags": ["synthalign", "dpo", "lora"],
     }
     assert header(merged.path)["base_model_relation"] == "finetune"
+    assert header(merged.path)["tags"] == ["synthalign", "dpo"]
     assert not any("folder of this machine" in note for note in adapter.notes)
     assert (merged.path / "LICENSE").read_text() == "terms"
     there = AutoPeftModel.from_pretrained(adapter.path).state_dict()
@@ -179,8 +185,6 @@ def test_a_base_in_a_folder_is_named_by_its_whole_path_or_as_it_is_called(hub, r
 
 def test_an_adapter_that_was_never_trained_is_told_so(run, capsys):
     path = run / "adapter" / "adapter_model.safetensors"
-    from safetensors.torch import save_file
-
     save_file({name: one * ("lora_A" in name) for name, one in load_file(path).items()}, path)
     main(["export", str(run)])
     assert "its second factors are all zero, and it changes no answer" in capsys.readouterr().out
@@ -191,3 +195,48 @@ def test_the_last_line_says_where_it_is_and_how_it_is_used(run, capsys):
     out = run / "export" / "merged"
     expected = f"Model: {out}; transformers serve {out} serves it, and its README.md has the code that loads it"
     assert capsys.readouterr().out.splitlines()[-1] == expected
+
+
+def test_a_whole_model_does_not_say_where_its_base_was(run, tiny_llava):
+    written = write(run, merged=True)
+    assert f"`{tiny_llava.name}`, a vision-language model" in card(written.path)
+    assert str(tiny_llava) not in card(written.path).split("## The run's configuration")[0]
+    assert json.loads((written.path / "export.json").read_text())["base"] == tiny_llava.name
+    assert not any("folder of this machine" in note for note in written.notes)
+
+
+def test_code_that_loads_from_the_hub_speaks_of_no_folder(run):
+    for flags in ({"base_name": "me/tiny"}, {"merged": True}):
+        assert "# the path of this folder" in card(write(run, **flags).path)
+        pushed = card(write(run, repo="me/aligned", **flags).path)
+        assert " = 'me/aligned'\n" in pushed and "of this folder" not in pushed
+
+
+def test_a_server_is_named_where_the_weights_lie_as_the_bases_do(run, tiny_llava, tmp_path):
+    assert "`transformers serve` was tried on a tiny LLaVA-1.5 so exported" in card(write(run, merged=True).path)
+    other = shutil.copytree(tiny_llava, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    older = {"language_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}  # as LLaMA's once were
+    save_file(tensors | older, other / "model.safetensors", metadata={"format": "pt"})
+    written = write(run, tmp_path / "out", merged=True, base=str(other))
+    assert "transformers serve" not in written.headline + card(written.path)
+    assert any("a server may not" in note for note in written.notes)
+
+
+def test_how_much_a_batch_held_is_what_ruled_it(run, tiny_llava):
+    assert cells(write(run).path, "Pairs in a batch of a device") == ["2"]
+    settings = config(tiny_llava)
+    settings["data"]["init_args"]["max_tokens"] = 900
+    settings["trainer"] |= {"devices": "auto", "strategy": "auto", "num_nodes": 2}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    out = write(run).path
+    assert cells(out, "Tokens in a batch of a device, at most") == ["900"] and cells(out, "Nodes") == ["2"]
+    rows = card(out).split("## The run's configuration")[0]
+    assert "Pairs in a batch" not in rows and "| auto |" not in rows
+
+
+def test_the_rank_is_the_adapters_own(run, tiny_llava):
+    write_config(run, tiny_llava, lora={"r": 99, "alpha": 1, "dropout": 0.0, "target_modules": "x"}, adapter="me/first")
+    out = write(run).path
+    assert cells(out, "LoRA") == ["r=4, lora_alpha=8, lora_dropout=0.0"]
+    assert "Training went on from the adapter `me/first`." in card(out)

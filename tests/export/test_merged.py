@@ -7,14 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from exported_runs import ALPHA, RANK, write_checkpoint, write_config, write_run
+from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from vlm.eleven import ELEVEN
 from vlm.hub_folders import build
 
-from synthalign.dpo.policy import load_policy, save_adapter, train_language
+from synthalign.dpo.policy import LoRA, load_policy, save_adapter, train_language
 from synthalign.export import write
+from synthalign.vlm import load_vlm
+
+VIDEO = {"llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm", "internvl"}
+"""Families whose processors have a part for videos, which needs torchvision."""
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -62,6 +67,8 @@ def test_of_every_family_the_weights_keep_names_shapes_and_types_and_the_other_f
     assert len(changed) == 2 * 7 and all("_proj.weight" in name for name in changed)  # two layers of seven matrices
     small = {path.name for path in base.iterdir() if path.suffix != ".safetensors"}
     assert "the names and shapes of the base's" in (merged / "README.md").read_text()
+    needs = (merged / "README.md").read_text().partition("This needs ")[2].partition(":")[0]
+    assert ("torchvision" in needs, "num2words" in needs) == (family.name in VIDEO, family.name == "smolvlm")
     assert {path.name for path in merged.iterdir()} == small | {"model.safetensors", "README.md", "export.json"}
     assert all((base / name).read_bytes() == (merged / name).read_bytes() for name in small)
 
@@ -106,13 +113,52 @@ def test_a_checkpoint_merges_to_what_its_adapter_does(run, tmp_path):
 def test_a_checkpoint_needs_no_saved_adapter(run, narrow, tmp_path):
     alone = write_config(tmp_path / "alone", narrow)
     shutil.copytree(run / "checkpoints", alone / "checkpoints")
-    there, here = write(run).path, write(alone / "checkpoints" / "best.ckpt").path
+    there, here = write(run).path, write(alone / "checkpoints" / "best.ckpt", lora=LoRA).path
     assert here == alone / "export" / "best-adapter"
     one, other = (load_file(path / "adapter_model.safetensors") for path in (there, here))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     said = [json.loads((path / "adapter_config.json").read_text()) for path in (there, here)]
     differing = {key for key in said[0] if said[0][key] != said[1].get(key)}
     assert differing == set()
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_checkpoint_that_holds_the_base_as_well_is_exported_as_one_without(merged, run, narrow, tmp_path):
+    """As ``checkpoint_base`` writes them."""
+    both = write_config(tmp_path / "both", narrow)
+    network = load_policy(str(narrow), adapter=str(run / "adapter"))
+    write_checkpoint(both / "checkpoints" / "best.ckpt", network.state_dict(), step=7)
+    there, here = (write(one / "checkpoints" / "best.ckpt", merged=merged, lora=LoRA).path for one in (run, both))
+    expected, found = tensors(there), tensors(here)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(one, found[name]) for name, one in expected.items())
+
+
+def test_a_checkpoint_of_an_adapter_that_trains_a_layer_whole_is_exported_as_the_adapter_is(narrow, tmp_path):
+    settings = LoraConfig(r=2, target_modules=".*language_model.*q_proj", modules_to_save=["lm_head"])
+    get_peft_model(load_vlm(str(narrow)), settings).save_pretrained(tmp_path / "begun", save_embedding_layers=False)
+    network = load_policy(str(narrow), adapter=str(tmp_path / "begun"))
+    run = write_config(tmp_path / "fit", narrow, adapter=str(tmp_path / "begun"))
+    save_adapter(network, run / "adapter")
+    trained = {name: one.detach() for name, one in network.named_parameters() if one.requires_grad}
+    assert any("modules_to_save" in name for name in trained)
+    write_checkpoint(run / "checkpoints" / "best.ckpt", trained, step=7)
+    one, other = (tensors(write(place).path) for place in (run, run / "checkpoints" / "best.ckpt"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_checkpoint_of_a_whole_model_may_hold_a_tied_head_under_both_of_its_names(tmp_path):
+    base = build(next(one for one in ELEVEN if one.name == "gemma3"), tmp_path / "model")
+    network = load_policy(str(base))
+    with torch.no_grad():
+        network.get_output_embeddings().weight.add_(1)
+    state = network.state_dict()
+    assert state.keys() - dict(network.named_parameters()).keys() == {"lm_head.weight"}
+    run = write_config(tmp_path / "fit", base, lora=None)
+    write_checkpoint(run / "checkpoints" / "x.ckpt", state, step=3)
+    before, after = tensors(base), tensors(write(run / "checkpoints" / "x.ckpt").path)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys() and len(changed) == 1 and "embed_tokens" in changed.pop()
 
 
 def test_a_template_of_the_runs_own_is_the_processors_and_the_tokenizers(run, narrow, tmp_path):
@@ -162,6 +208,7 @@ def test_an_adapter_trained_on_quantised_weights_is_merged_into_whole_ones_and_t
     out = write(quantised, merged=True).path
     expected = tensors(write(run, merged=True).path)
     assert all(torch.equal(one, expected[name]) for name, one in tensors(out).items())
-    assert "trained and measured on weights quantised to nf4; here it is merged into unquantised ones" in (
-        out / "README.md"
-    ).read_text().replace("\n", " ")
+    said = (
+        "It was trained on a base with weights quantised to nf4; it is merged into whole ones, so answers may differ."
+    )
+    assert said in (out / "README.md").read_text()

@@ -1,6 +1,7 @@
 """What is exported gives the answers of the policy in training, token for token, where synthalign is not installed."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,16 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from dpo.drawn_pairs import draw, write_set
-from exported_runs import NEW_TOKENS
+from exported_runs import NEW_TOKENS, greedy, write_config
+from PIL import Image
 from pope_questions import row, write
 from vlm.eleven import ELEVEN
 from vlm.hub_folders import build
 
 from synthalign.cli import main
+from synthalign.dpo.policy import load_policy
+from synthalign.export import write as export
+from synthalign.vlm import Chat
 
 QUESTIONS = ["Describe the image in detail.", "What colour is the circle?", "Is there a cup?"]
 
@@ -139,9 +144,20 @@ def idefics(tmp_path_factory) -> Fitted:
 
 
 @pytest.fixture(scope="module")
-def read(llava, idefics) -> dict[str, Any]:
+def narrow(llava, tiny_llava, tmp_path_factory) -> Path:
+    """The same adapter, by a run in bfloat16."""
+    folder = tmp_path_factory.mktemp("narrow")
+    run = write_config(folder / "run", tiny_llava, dtype="bfloat16", system_prompt=SYSTEM)
+    shutil.copytree(llava.adapter, run / "adapter")
+    shutil.copyfile(llava.folder / "image.jpg", folder / "image.jpg")
+    return export(run, folder / "narrow").path
+
+
+@pytest.fixture(scope="module")
+def read(llava, idefics, narrow) -> dict[str, Any]:
     """What a process without synthalign gets out of every export."""
     places = [str(place) for one in (llava, idefics) for place in (one.adapter, one.merged, one.checkpoint)]
+    places.append(str(narrow))
     command = [sys.executable, "-c", READER, str(NEW_TOKENS), json.dumps(QUESTIONS), *places]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -157,6 +173,13 @@ def test_every_token_is_that_of_the_policy_in_training(family, form, read, reque
     assert theirs["said"] == fitted.answers["after"][0]  # to the code's own question
     assert fitted.answers["after"] != fitted.answers["before"]
     assert len(set(fitted.answers["after"])) > 1
+
+
+def test_an_adapter_of_a_run_in_bfloat16_is_read_in_it(narrow, read, llava, tiny_llava):
+    assert "dtype='bfloat16'" in (narrow / "README.md").read_text()
+    policy = load_policy(str(tiny_llava), dtype="bfloat16", adapter=str(llava.adapter)).eval()
+    chat, image = Chat(model=str(tiny_llava), system_prompt=SYSTEM), Image.open(llava.folder / "image.jpg")
+    assert read[str(narrow)]["tokens"] == [greedy(policy, chat.inputs([image], [one])) for one in QUESTIONS]
 
 
 def test_the_card_has_the_runs_own_figures(llava):
