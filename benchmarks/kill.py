@@ -2,11 +2,12 @@
 
     python benchmarks/kill.py [--moments 20] [--ranks 1 2] [--out runs/kill]
 
-A small model trains with dropout, checkpoints after every step and evaluations on the way. SIGKILL comes at moments
-drawn from a seed: a third of them while a checkpoint is written, a third in an evaluation, a third in between. Each
-time half-written and damaged checkpoints are planted beside the real ones, and the same command runs again to its end.
-Its losses, its evaluations and the bytes of its adapter must be those of a run that nobody killed. With two ranks one
-is killed, and the other has to end by itself.
+A small model trains with dropout, steps of two batches, checkpoints after every step, the best of them once more, and
+evaluations on the way. SIGKILL comes at moments drawn from a seed: a third of them while a checkpoint is written, a
+third in an evaluation, a third in between; one that hits nothing is drawn again. Each time half-written and damaged
+checkpoints are planted beside the real ones, and the same command runs again to its end. Its losses, its evaluations,
+its best checkpoint and the bytes of its adapter must be those of a run that nobody killed. With two ranks one is
+killed, and the other has to end by itself.
 
 All runs are forked from one process that has imported what they need, through the command line's own entry.
 """
@@ -46,6 +47,9 @@ PHASES = ("training", "writing a checkpoint", "evaluating")
 STUCK_S = 60.0
 """A rank that has not ended so long after another was killed hangs."""
 
+TRIES = 10
+"""How often a kill that came before a run trained, or after it had, is drawn again."""
+
 _forks = multiprocessing.get_context("fork")
 
 
@@ -60,10 +64,11 @@ class Losses(Callback):
         batch: Any,  # noqa: ANN401
         batch_idx: int,
     ) -> None:
-        """Append step and loss to the file of this run and rank."""
+        """Append batch and loss to the file of this run and rank."""
         name = Path(str(trainer.loggers[0].version)).name
         with Path(f"losses-{name}-{trainer.global_rank}.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{trainer.global_step} {outputs['loss'].item().hex()}\n")
+            number = trainer.fit_loop.epoch_loop.total_batch_idx
+            file.write(f"{number} {outputs['loss'].item().hex()}\n")
 
 
 def write_scene(folder: Path) -> None:
@@ -93,12 +98,14 @@ def write_scene(folder: Path) -> None:
     pope = {"files": {"all": "pope.json"}, "images": "images", "suffix": "", "max_new_tokens": 4}
     evaluate = {"evals": [{"class_path": "synthalign.evals.pope.POPE", "init_args": pope}], "every_n_steps": 3}
     keep = {"every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"}
+    best = {"every_n_train_steps": 1, "monitor": "train/loss", "mode": "min", "filename": "best"}
     config = {
         "trainer": {
             "default_root_dir": "runs",
             "accelerator": "cpu",
             "devices": 1,
             "max_epochs": 2,
+            "accumulate_grad_batches": 2,
             "enable_progress_bar": False,
             "enable_model_summary": False,
             "callbacks": [
@@ -106,6 +113,7 @@ def write_scene(folder: Path) -> None:
                 {"class_path": "SaveAdapter"},
                 {"class_path": f"{__name__}.Losses"},
                 {"class_path": "ModelCheckpoint", "init_args": keep},
+                {"class_path": "ModelCheckpoint", "init_args": best},
             ],
         },
         "model": {
@@ -208,8 +216,8 @@ class Run:
                 log = (self.folder / f"log-{number}.txt").read_text()
                 raise SystemExit(f"rank {number} ended with status {rank.exitcode}:\n{log[-3000:]}")
 
-    def kill(self, victim: int, phase: int, occurrence: int, delay_s: float) -> str:
-        """Kill a rank some time after a phase has begun that often, and return what it was doing."""
+    def kill(self, victim: int, phase: int, occurrence: int, delay_s: float) -> str | None:
+        """Kill a rank some time after a phase has begun that often; say what it was doing, None if it did not train."""
         process = self.ranks[victim]
         while self.marks.count(victim, phase) <= occurrence and process.is_alive():
             time.sleep(0.0005)
@@ -222,11 +230,11 @@ class Run:
             if other.is_alive():
                 other.kill()
                 raise SystemExit(f"a rank still ran {STUCK_S:.0f} s after another was killed")
-        return PHASES[doing] if doing >= 0 else "before or after"
+        return PHASES[doing] if doing >= 0 else None
 
 
 def outcome(folder: Path, num_ranks: int) -> dict[str, Any]:
-    """Return what a finished run leaves behind: losses of all its parts, evaluations, the adapter's bytes.
+    """Return what a finished run leaves behind: losses of all its parts, evaluations, its best, the adapter's bytes.
 
     Of a loss that several parts computed, all must agree.
     """
@@ -235,14 +243,16 @@ def outcome(folder: Path, num_ranks: int) -> dict[str, Any]:
         seen: dict[int, str] = {}
         for path in sorted(folder.glob(f"losses-fit*-{rank}.txt")):
             for line in path.read_text().splitlines():
-                step, _, loss = line.partition(" ")
-                if seen.setdefault(int(step), loss) != loss:
-                    raise SystemExit(f"{path}: the loss of step {step} is another one after the kill")
+                batch, _, loss = line.partition(" ")
+                if seen.setdefault(int(batch), loss) != loss:
+                    raise SystemExit(f"{path}: the loss of batch {batch} is another one after the kill")
         losses.append(dict(sorted(seen.items())))
     last = max((folder / "runs").glob("fit*"), key=lambda run: run.stat().st_mtime_ns)
     history = json.loads((last / "results.json").read_text())["history"]
     adapter = (last / "adapter" / "adapter_model.safetensors").read_bytes()
-    return {"losses": losses, "history": history, "adapter": adapter}
+    best = torch.load(last / "checkpoints" / "best.ckpt", weights_only=True)
+    weights = {name: value.numpy().tobytes() for name, value in best["state_dict"].items()}
+    return {"losses": losses, "history": history, "best": (best["global_step"], weights), "adapter": adapter}
 
 
 def plant(folder: Path) -> None:
@@ -263,7 +273,7 @@ def prove(out: Path, num_ranks: int, moments: int) -> Counter[str]:
     """Kill runs at so many moments, and return how many fell into each phase.
 
     Raises:
-        SystemExit: A run did not end as the undisturbed one did.
+        SystemExit: A run did not end as the undisturbed one did; or no kill fell into one of the phases.
     """
     scene = out / f"ranks-{num_ranks}" / "scene"
     write_scene(scene)
@@ -272,16 +282,11 @@ def prove(out: Path, num_ranks: int, moments: int) -> Counter[str]:
     whole = Run(undisturbed, num_ranks)
     whole.end()
     expected = outcome(undisturbed, num_ranks)
-    steps = len(expected["losses"][0])
-    step_s = (time.monotonic() - begun) / steps / 4  # a moment need only be about as long as what it falls into
+    batch_s = (time.monotonic() - begun) / len(expected["losses"][0])
     fell: Counter[str] = Counter()
     for moment in range(moments):
-        rng = Random(f"{moment} {num_ranks}")
-        folder = Path(shutil.copytree(scene, scene.parent / f"moment-{moment}"))
-        phase, victim = (moment + num_ranks) % len(PHASES), rng.randrange(num_ranks)
-        occurrence = rng.randrange(whole.marks.count(victim, phase))
-        delay_s = rng.uniform(0, step_s if phase == 0 else step_s / 8)
-        fell[Run(folder, num_ranks).kill(victim, phase, occurrence, delay_s)] += 1
+        folder = scene.parent / f"moment-{moment}"
+        fell[kill_one(scene, folder, whole, moment, batch_s / 4)] += 1  # only about as long as what it falls into
         plant(folder)
         Run(folder, num_ranks).end()
         found = outcome(folder, num_ranks)
@@ -289,7 +294,24 @@ def prove(out: Path, num_ranks: int, moments: int) -> Counter[str]:
             if found[what] != value:
                 raise SystemExit(f"moment {moment} with {num_ranks} ranks: {what} differ after the kill, see {folder}")
         shutil.rmtree(folder)
+    if moments >= len(PHASES) and (missed := set(PHASES) - set(fell)):
+        raise SystemExit(f"no kill of {moments} with {num_ranks} ranks fell into {', '.join(sorted(missed))}")
     return fell
+
+
+def kill_one(scene: Path, folder: Path, whole: Run, moment: int, batch_s: float) -> str:
+    """Run a copy of the scene until it is killed in training, and return what it was doing."""
+    for again in range(TRIES):
+        rng = Random(f"{moment} {again} {whole.num_ranks}")
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(scene, folder)
+        phase, victim = (moment + whole.num_ranks) % len(PHASES), rng.randrange(whole.num_ranks)
+        occurrence = rng.randrange(whole.marks.count(victim, phase))
+        delay_s = rng.uniform(0, batch_s if phase == 0 else batch_s / 8)
+        doing = Run(folder, whole.num_ranks).kill(victim, phase, occurrence, delay_s)
+        if doing is not None:
+            return doing
+    raise SystemExit(f"moment {moment} with {whole.num_ranks} ranks: {TRIES} kills came before or after training")
 
 
 def main() -> None:

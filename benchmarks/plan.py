@@ -1,6 +1,6 @@
 """Hold what `synthalign plan` predicts against what a step really takes.
 
-    python benchmarks/plan.py [--sizes small] [--device cpu] [--json runs/plan.json]
+    python benchmarks/plan.py [--sizes small] [--device cpu] [--write docs/scaling.md] [--json runs/plan.json]
 
 On a CPU the bytes of all tensors alive are counted while real steps of the engine run on random weights; on CUDA the
 measure is `torch.cuda.max_memory_allocated`. `added` leaves out what is there all the time: weights, adapter,
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from ladder import scene  # type: ignore[import-not-found]
+from scaling import fill, table  # type: ignore[import-not-found]
 from torch import Tensor
 
 from synthalign.dpo.batch import PreferenceBatch
@@ -169,31 +170,39 @@ def main() -> None:
     parser.add_argument("--sizes", choices=tuple(scene.SIZES), default="small")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", help="settings whose names contain this")
+    parser.add_argument(
+        "--write", type=Path, help="file for the table, between <!-- counted: begin --> marks"
+    )
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     device, size = torch.device(options.device), scene.SIZES[options.sizes]
     found = []
-    print(
-        "| step | predicted / MiB | counted / MiB | ratio | added, predicted | counted | ratio |\n" + "|---" * 7 + "|"
-    )
     for setting in (one for one in SETTINGS if not options.only or options.only in one.name):
         memory = predicted(setting, size, on_cuda=device.type == "cuda")
         peak, lasting = taken(setting, size, device)
         found.append(Found(setting.name, memory.peak, peak, memory.step, peak - lasting))
-        print(row(found[-1]), flush=True)
+        print(" | ".join(row(found[-1])), file=sys.stderr, flush=True)
         gc.collect()
     worst = max((abs(one.predicted / one.counted - 1) for one in found), default=0.0)
     print(f"\nfarthest off: {worst:.1%} of the whole", file=sys.stderr)
+    made = table(HEADS, [row(one) for one in found])
+    if options.write is None:
+        print(made)
+    else:
+        fill(options.write, {"counted": made})
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps([one._asdict() for one in found], indent=1) + "\n", encoding="utf-8")
 
 
-def row(one: Found) -> str:
+HEADS = ["step", "predicted / MiB", "counted / MiB", "ratio", "added, predicted", "counted", "ratio"]
+
+
+def row(one: Found) -> list[str]:
     """Write a line of the table."""
     mib = [f"{value / 2**20:.1f}" for value in one[1:]]
     whole, added = one.predicted / one.counted, one.predicted_added / one.counted_added
-    return f"| {one.name} | {mib[0]} | {mib[1]} | {whole:.3f} | {mib[2]} | {mib[3]} | {added:.3f} |"
+    return [one.name, mib[0], mib[1], f"{whole:.3f}", mib[2], mib[3], f"{added:.3f}"]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ of other tasks are products of published shapes.
 
 import argparse
 import functools
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +35,7 @@ PEAKS = {"A100": 312 * T, "H100": 989 * T}
 NVLINK, NETWORK = 450 * GB, 50 * GB
 """Bytes a second that an H100 sends: NVLink 4, one direction, and 400 Gbit/s for each GPU."""
 
-RESERVE = 2 * GIB
+H100_MEMORY, RESERVE = 80 * GIB, 2 * GIB
 CARDS = (24, 48, 80, 141)
 """GiB of common GPUs."""
 
@@ -166,13 +165,18 @@ def operations() -> str:
 
 
 def epochs() -> str:
-    """Time of an epoch on H100s, computing alone."""
+    """Time of an epoch on H100s, computing alone, where they hold the run."""
     rows = []
     for model in MODELS:
         for place in (0, 2, 4):
             total = sum(counted(model, place).step.operations.values()) / (PEAKS["H100"] * UTILISATION)
             for pairs in (10_000, 100_000, 1_000_000):
-                cells = [duration(pairs * total / devices) for devices in DEVICES]
+                cells = [
+                    duration(pairs * total / devices)
+                    if on(model, place, devices).memory.peak + RESERVE <= H100_MEMORY
+                    else "does not fit"
+                    for devices in DEVICES
+                ]
                 rows.append([model, WAYS[place].name, f"{pairs:,}", *cells])
     return table(["model", "way", "pairs", *[f"{n} H100" for n in DEVICES]], rows)
 
@@ -218,7 +222,7 @@ def prefill(weights: float, tokens: float) -> float:
 
 
 def synthesis() -> str:
-    """Making pairs as the paper does: operations of a prompt, and hours of an H100 for 10K prompts."""
+    """Making pairs of the paper's kind: operations of a prompt, and hours of an H100 for 10K prompts."""
     bandwidth, batch = 3.35e12, 24  # H100 SXM's data sheet; answers written at once
     drawn = 4 * 28 * 2 * prefill(2.0e9, 4096 + 333)  # 4 images, 28 steps, with and without prompt
     answers = sum(prefill(one, 2880 + 50 + 256) for one in (7.2e9, 13.0e9, 6.7e9))
@@ -244,13 +248,26 @@ def evaluation() -> str:
     pope = prefill(weights, 500 * 611 + 9000 * 25)
     mmhal = prefill(weights, 96 * (576 + 70 + 256))
     rows = []
-    for name, count, steps in (("POPE: 9000 questions, 500 images", pope, 0), ("MMHal: 96 answers", mmhal, 6 * 256)):
+    tasks = [("POPE: first tokens of 9000 answers, 500 images", pope, 0), ("MMHal: 96 answers", mmhal, 6 * 256)]
+    for name, count, steps in tasks:
         seconds = count / (PEAKS["H100"] * UTILISATION) + steps * 2 * weights / bandwidth
         rows.append([name, f"{count / T:.0f}", f"{seconds:.0f}"])
     return table(["evaluation", "operations / T", "H100 / s"], rows)
 
 
 TABLES = {one.__name__: one for one in (memory, parts, operations, epochs, traffic, synthesis, evaluation)}
+
+
+def fill(path: Path, made: dict[str, str]) -> None:
+    """Put tables between the marks of a file, which begin and end with their names."""
+    text = path.read_text(encoding="utf-8")
+    for name, one in made.items():
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"{path} has no one place for the table {name!r}, between {begin} and {end}")
+        head, rest = text.split(begin)
+        text = f"{head}{begin}\n{one}\n{end}{rest.split(end)[1]}"
+    path.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -262,13 +279,7 @@ def main() -> None:
     if options.write is None:
         print("\n\n".join(f"{name}\n\n{text}" for name, text in made.items()))
         return
-    text = options.write.read_text(encoding="utf-8")
-    for name, one in made.items():
-        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-        text, count = re.subn(f"{begin}.*?{end}", lambda _: f"{begin}\n{one}\n{end}", text, flags=re.DOTALL)  # noqa: B023
-        if count != 1:
-            raise ValueError(f"{options.write} has {count} places for the table {name!r}, between {begin} and {end}")
-    options.write.write_text(text, encoding="utf-8")
+    fill(options.write, made)
 
 
 if __name__ == "__main__":

@@ -38,11 +38,13 @@ class RandomStates(Callback):
         """Take this rank's states, to be set before the first batch.
 
         Raises:
-            ValueError: Another number of ranks is to go on within an epoch.
+            ValueError: Another number of ranks is to go on within an epoch, or the states are damaged.
         """
         if trainer.state.fn != TrainerFn.FITTING:
             return
         states = checkpoint.get(KEY, [])
+        if not isinstance(states, list):
+            raise ValueError(f"its {KEY} are damaged")
         now = trainer.world_size
         if not states:
             _say(trainer, "the checkpoint holds no random states: dropout draws others than it would have")
@@ -59,6 +61,7 @@ class RandomStates(Callback):
             )
         else:
             self._waiting = states[trainer.global_rank]
+            try_random_states(self._waiting)
             if pl_module.device.type == "cuda" and self._waiting["cuda"] is None:
                 _say(trainer, "the checkpoint was saved without a GPU: dropout draws others than it would have")
 
@@ -102,10 +105,34 @@ def set_random_states(states: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(states["torch"])
     if device.type == "cuda" and states["cuda"] is not None:
         torch.cuda.set_rng_state(states["cuda"], device)
-    python, numpy = states["python"], states["numpy"]
-    random.setstate((python["version"], tuple(python["state"].tolist()), python["gauss"]))
-    words = numpy["words"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", words, numpy["position"], numpy["has_gauss"], numpy["cached"]))
+    random.setstate(_python(states["python"]))
+    np.random.set_state(_numpy(states["numpy"]))
+
+
+def try_random_states(states: Any) -> None:  # noqa: ANN401 - whatever a checkpoint has there
+    """Try states on generators of their own, since those of the process are set when training has long begun.
+
+    Raises:
+        ValueError: They are not what ``random_states`` returned.
+    """
+    try:
+        torch.Generator().set_state(states["torch"])
+        random.Random().setstate(_python(states["python"]))
+        np.random.RandomState().set_state(_numpy(states["numpy"]))
+        sound = states["cuda"] is None or states["cuda"].dtype == torch.uint8
+    except Exception as error:  # what a generator makes of anything
+        raise ValueError(f"its {KEY} are damaged") from error
+    if not sound:
+        raise ValueError(f"its {KEY} are damaged")
+
+
+def _python(state: dict[str, Any]) -> tuple[Any, ...]:
+    return state["version"], tuple(state["state"].tolist()), state["gauss"]
+
+
+def _numpy(state: dict[str, Any]) -> tuple[Any, ...]:
+    words = state["words"].numpy().astype(np.uint32)
+    return "MT19937", words, state["position"], state["has_gauss"], state["cached"]
 
 
 def _within_epoch(checkpoint: dict[str, Any]) -> bool:

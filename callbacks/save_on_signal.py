@@ -3,14 +3,16 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.trainer.states import TrainerFn
 
 
@@ -37,8 +39,10 @@ class SaveOnSignal(Callback):
     nothing. Under SLURM the requeue signal (SLURMEnvironment's, SIGUSR1 unless it is given another) also has the job
     requeued; the status is then 0.
 
-    Lightning's own handlers are replaced: they ask the other ranks from within the handler, which can hang in the
+    Lightning's own handlers never come in: they ask the other ranks from within the handler, which can hang in the
     midst of a step, and save what a step was half done with.
+
+    Callbacks are called in their order, and this one belongs behind all others, whose work its checkpoint holds.
     """
 
     def __init__(self) -> None:
@@ -47,27 +51,17 @@ class SaveOnSignal(Callback):
         self._folder: Path | None = None
         self._step = 0
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Listen when Lightning would; before a fit, and under other commands, there is nothing to save."""
+        trainer._signal_connector = _Listening(trainer, self._listen if stage == TrainerFn.FITTING else None)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the run's folder, for which all ranks must ask together."""
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen; Lightning has just begun to."""
-        self._listen(trainer)
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen, also where there was no check of the validation."""
-        self._listen(trainer)
+        """Count steps from here."""
         self._step = trainer.global_step
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Under ``validate`` there is nothing to save."""
-        if trainer.state.fn == TrainerFn.VALIDATING:
-            handle(signal.SIGTERM, leave)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Under ``test`` there is nothing to save."""
-        handle(signal.SIGTERM, leave)
 
     def on_train_batch_end(
         self,
@@ -88,13 +82,10 @@ class SaveOnSignal(Callback):
             self._stop(trainer)
 
     def _listen(self, trainer: Trainer) -> None:
-        # Lightning keeps it there, and shows it for some strategies only
-        environment = trainer._accelerator_connector.cluster_environment
         handle(signal.SIGTERM, self._note)
         handle(signal.SIGINT, self._note)
-        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-            self._requeue = environment.requeue_signal
-            assert self._requeue is not None, "only Windows has none"
+        self._requeue = requeue_signal(trainer)
+        if self._requeue is not None:
             handle(self._requeue, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -103,7 +94,8 @@ class SaveOnSignal(Callback):
                 raise KeyboardInterrupt
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 os.write(2, b"\nsynthalign: saving after this step, then stopping; Ctrl-C again stops at once\n")
-        self._received = signal.Signals(number)
+        if self._received is None or self._received != self._requeue:  # SIGTERM follows it where time runs out
+            self._received = signal.Signals(number)
 
     def _stop(self, trainer: Trainer) -> NoReturn:
         assert self._folder is not None
@@ -117,6 +109,53 @@ class SaveOnSignal(Callback):
         # Where Lightning started the other ranks, it kills the first as soon as one of them ends with a status
         quiet = requeued or (isinstance(environment, LightningEnvironment) and trainer.local_rank > 0)
         raise Stopped(by, checkpoint, requeued=requeued, code=0 if quiet else 128 + by)
+
+
+class _Listening(_SignalConnector):
+    """Lightning's, which puts back at the end what handlers there were, with ours in the place of its own."""
+
+    def __init__(self, trainer: Trainer, listen: Callable[[Trainer], None] | None) -> None:
+        super().__init__(trainer)
+        self._listen = listen
+
+    def register_signal_handlers(self) -> None:
+        self._original_handlers = self._get_current_signal_handlers()
+        if self._listen is not None:
+            self._listen(self.trainer)
+
+
+def requeue_signal(trainer: Trainer) -> signal.Signals | None:
+    """Return the signal by which SLURM asks for the job to be queued again; None if it is not to."""
+    environment = trainer._accelerator_connector.cluster_environment  # shown by some strategies only
+    if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
+        return None
+    assert environment.requeue_signal is not None, "only Windows has none"
+    return environment.requeue_signal
+
+
+@contextmanager
+def requeued_early(trainer: Trainer) -> Iterator[None]:
+    """Have the job queued again and leave if SLURM asks for that before there is anything to save.
+
+    Pairs are made then, and what has landed stays; the signal would else kill the run.
+    """
+    if (asked := requeue_signal(trainer)) is None:
+        yield
+        return
+
+    def requeue(number: int, frame: FrameType | None) -> NoReturn:
+        first = trainer.is_global_zero
+        if first and not _requeued():
+            raise SystemExit(128 + number)
+        if first:
+            os.write(2, b"synthalign: stopped; what had landed on disk stays, and the job is queued again\n")
+        raise SystemExit(0)
+
+    before = handle(asked, requeue)
+    try:
+        yield
+    finally:
+        handle(asked, before)
 
 
 def leave(number: int, frame: FrameType | None) -> NoReturn:
@@ -147,5 +186,6 @@ def _requeued() -> bool:
     except OSError as error:
         why = str(error.strerror)
     if why is not None:
-        sys.stderr.write(f"synthalign: `scontrol requeue {job}` failed ({why}): start the job again by hand\n")
+        line = f"synthalign: `scontrol requeue {job}` failed ({why}): start the job again by hand\n"
+        os.write(2, line.encode())  # it may be a handler that asks
     return why is None

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from synthalign.datamodules.filling import FilledBatches, Limit, batches_by_leng
 from synthalign.dpo.batch import PairTokens, PreferenceBatch, collate
 from synthalign.pairs import PAIR_GATES, RESPONSE_GATES, refuse, surplus
 from synthalign.pipeline import Synthesis, summary
-from synthalign.store import digest, seed_of, write_atomically
+from synthalign.store import digest, recipe_of, seed_of, write_atomically
 from synthalign.tables import IMAGE_TOKEN, PairSet, read_pairs
 from synthalign.types import Drop, PairGate, PickedPair, ResponseGate
 from synthalign.vlm import Chat
@@ -92,7 +92,7 @@ class SyntheticPreferenceDataModule(LightningDataModule):
         self.train_set: PairDataset | None = None
         self.val_set: PairDataset | None = None
         self._loader: TrainingLoader | None = None
-        self._resumed: dict[str, int] = {}
+        self._resumed: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
         """Under ``fit``, make or read the pairs; ``validate`` only reads them; ``test`` needs none."""
@@ -213,13 +213,23 @@ class SyntheticPreferenceDataModule(LightningDataModule):
         return digest([[row.id, row.image_id, row.question, row.chosen, row.rejected] for row in rows])
 
     def train_dataloader(self) -> TrainingLoader:
-        """Batches of pairs alike in length, in a seeded order, every rank its own and as many.
+        """Batches of pairs alike in length, in a seeded order, every rank its own and as many."""
+        assert self.train_set is not None
+        rank, world_size = self._rank_and_size
+        batches = RankBatches(self.steps(world_size), rank=rank)
+        self._loader = TrainingLoader(self.train_set, batch_sampler=batches, **self._settings)
+        if self._resumed:
+            self._loader.load_state_dict(self._resumed)
+            self._resumed = {}
+        return self._loader
+
+    def steps(self, world_size: int) -> Steps:
+        """Say what so many processes do in an epoch.
 
         Raises:
             ValueError: There are fewer batches, or with ``max_tokens`` or ``shares_images`` pairs, than processes.
         """
         assert self.train_set is not None
-        rank, world_size = self._rank_and_size
         steps: Steps
         if self._by_size:
             steps = LengthGroupedBatches(
@@ -233,12 +243,7 @@ class SyntheticPreferenceDataModule(LightningDataModule):
                 f"{len(self.train_set)} pairs are too few for {world_size} processes{size}: some would have nothing "
                 f"to train on; lower {'batch_size or ' if size else ''}the number of processes"
             )
-        batches = RankBatches(steps, rank=rank)
-        self._loader = TrainingLoader(self.train_set, batch_sampler=batches, **self._settings)
-        if self._resumed:
-            self._loader.load_state_dict(self._resumed)
-            self._resumed = {}
-        return self._loader
+        return steps
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """Held-out pairs. If none are held out, one empty batch under ``validate``, as under ``test``."""
@@ -315,13 +320,41 @@ class SyntheticPreferenceDataModule(LightningDataModule):
     def _validating(self) -> bool:
         return self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
 
-    def state_dict(self) -> dict[str, int]:
-        """Say where in the epoch training is; what the loader says itself comes back too late under a schedule."""
-        return {} if self._loader is None else self._loader.state_dict()
+    def state_dict(self) -> dict[str, Any]:
+        """Say where in the epoch training is, and in which batches: what the loader says comes back too late."""
+        if self._loader is None:
+            return {}
+        within = self.trainer is None or not self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        return {**self._loader.state_dict(), "within": within, "order": self._order}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from there."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            ValueError: It is no such place, or within an epoch of other batches.
+        """
+        if not state_dict or (self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING):
+            return
+        place = {key: state_dict.get(key) for key in ("epoch", "given")}
+        kinds = [type(state_dict.get(key)) for key in ("epoch", "given", "within", "order")]
+        if kinds != [int, int, bool, str] or min(state_dict["epoch"], state_dict["given"]) < 0:
+            raise ValueError("its place in the data is damaged")
+        if state_dict["order"] != self._order:
+            if state_dict["within"]:
+                raise ValueError(
+                    "it was saved within an epoch of other batches: go on with the pairs, the settings of data and the "
+                    "policy's tokenizer that it was saved with, or take a checkpoint from the end of an epoch"
+                )
+            if self._rank_and_size[0] == 0:
+                sys.stderr.write("synthalign: the checkpoint is from the end of an epoch of other pairs or batches\n")
         if self._loader is not None:  # strategies that restore after they have set up may have asked for it
-            self._loader.load_state_dict(state_dict)
+            self._loader.load_state_dict(place)
         else:
-            self._resumed = state_dict
+            self._resumed = place
+
+    @cached_property
+    def _order(self) -> str:
+        """Digest what an epoch's batches depend on besides the number of processes."""
+        assert self.train_set is not None
+        limit = recipe_of(self.batch_limit)
+        return digest([self._mark(), self.seed, limit, self.train_set.lengths, self.train_set.loads])

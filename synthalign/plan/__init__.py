@@ -1,6 +1,7 @@
 """What a training run will take, before it runs: bytes, operations, traffic, time."""
 
 from synthalign.plan.live import Live as Live
+from synthalign.plan.memory import SHARDED as SHARDED
 from synthalign.plan.memory import Memory as Memory
 from synthalign.plan.memory import Spread as Spread
 from synthalign.plan.memory import memory_of as memory_of

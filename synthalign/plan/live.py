@@ -23,7 +23,6 @@ class Live(TorchDispatchMode):
     Attributes:
         now: Bytes alive.
         peak: The most that were.
-        at_peak: Those bytes by the phase in which they came to be.
         aside: Bytes among those alive that somebody else counts.
         peak_besides: The most that were besides those.
         operations: Floating-point operations of matrix products, convolutions and attention, two for each
@@ -34,13 +33,11 @@ class Live(TorchDispatchMode):
         super().__init__()
         self.now, self.peak, self.aside, self.peak_besides, self.phase = 0, 0, 0, 0, ""
         self.operations: Counter[str] = Counter()
-        self.at_peak: dict[str, int] = {}
-        self._by_phase: Counter[str] = Counter()
-        self._alive: dict[int, tuple[Any, int, str]] = {}  # by storage: who watches it, its bytes, its phase
+        self._alive: dict[int, tuple[Any, int]] = {}  # by storage: who watches it, its bytes
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """Name what happens meanwhile."""
+        """Name the phase of the operations meanwhile."""
         before, self.phase = self.phase, phase
         try:
             yield
@@ -49,8 +46,7 @@ class Live(TorchDispatchMode):
 
     def rest(self) -> None:
         """Forget the peaks so far."""
-        self.peak, self.at_peak = self.now, dict(+self._by_phase)
-        self.peak_besides = self.now - self.aside
+        self.peak, self.peak_besides = self.now, self.now - self.aside
 
     def __torch_dispatch__(
         self,
@@ -77,17 +73,13 @@ class Live(TorchDispatchMode):
         key, size = storage._cdata, storage.nbytes()
         if key in given or key in self._alive or not size:
             return
-        self._alive[key] = (weakref.ref(storage, lambda _: self._free(key)), size, self.phase)
+        self._alive[key] = weakref.ref(storage, lambda _: self._free(key)), size
         self.now += size
-        self._by_phase[self.phase] += size
+        self.peak = max(self.peak, self.now)
         self.peak_besides = max(self.peak_besides, self.now - self.aside)
-        if self.now > self.peak:
-            self.peak, self.at_peak = self.now, dict(+self._by_phase)
 
     def _free(self, key: int) -> None:
-        _, size, phase = self._alive.pop(key)
-        self.now -= size
-        self._by_phase[phase] -= size
+        self.now -= self._alive.pop(key)[1]
 
 
 def _mm(output: Tensor, left: Tensor, right: Tensor, *others: Any, **more: Any) -> int:  # noqa: ANN401
@@ -100,6 +92,11 @@ def _addmm(output: Tensor, bias: Tensor, left: Tensor, right: Tensor, *others: A
 
 def _convolution(output: Tensor, x: Tensor, weight: Tensor, *others: Any, **more: Any) -> int:  # noqa: ANN401
     return 2 * prod(output.shape) * prod(weight.shape[1:])
+
+
+def _convolution_backward(output: Any, grad: Tensor, x: Tensor, weight: Tensor, *others: Any) -> int:  # noqa: ANN401
+    *_, (to_x, to_weight, _) = others
+    return _convolution(grad, x, weight) * (to_x + to_weight)
 
 
 def _attention(
@@ -144,7 +141,8 @@ OPERATIONS: dict[Any, Callable[..., int]] = {
     aten.addmm_: _addmm,
     aten.baddbmm: _addmm,
     aten.convolution: _convolution,
+    aten.convolution_backward: _convolution_backward,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-"""Of the operations that cost, how many they are. Gradients of convolutions are not: no tower is trained so far."""
+"""Of the operations that cost, how many they are."""

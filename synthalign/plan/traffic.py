@@ -28,8 +28,11 @@ def traffic_of(shares: Shares, *, spread: Spread, world_size: int, forwards: int
         shares: Of the network.
         spread: How the run is spread over devices.
         world_size: Number of devices.
-        forwards: Forward passes for each batch through the sharded weights: reference and policy.
+        forwards: Forward passes for each batch through sharded weights, the policy's own or a frozen copy's.
         batches: Accumulated in a step. DDP reduces after the last; FSDP2 gathers for each, and reduces after the last.
+
+    Returns:
+        Bytes that a device sends in a step.
     """
     ring = (world_size - 1) / world_size
     if spread == "whole" or world_size == 1:

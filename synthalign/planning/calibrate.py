@@ -1,4 +1,4 @@
-"""The rate of this device: real steps of a few of the policy's layers, with random weights."""
+"""The speed of this device: real steps of a few of the policy's layers, with random weights."""
 
 import copy
 import time
@@ -20,20 +20,20 @@ LAYERS = 2
 """Of the decoder that are tried: the last computes less than the others, so one alone would not do."""
 
 
-class Rate(NamedTuple):
-    """What a device does."""
+class Speed(NamedTuple):
+    """How fast a device computes."""
 
     operations: float  # floating-point operations a second
-    said: str  # how it was found
+    source: str  # how that was found
 
 
-def calibrate(run: Run, batch: PreferenceBatch, device: torch.device, steps: int) -> Rate:
+def calibrate(run: Run, batch: PreferenceBatch, device: torch.device, steps: int) -> Speed:
     """Take real steps with LAYERS decoder layers, and divide their operations by the time of the fastest.
 
-    Weights are random, and never quantised. Images are not encoded: the encoder is taken to run at the same rate.
+    Weights are random, and never quantised. Images are not encoded: the encoder is taken to be as fast.
 
     Args:
-        run: Its shapes and settings.
+        run: Its shapes and settings, with a layout that carries the model.
         batch: What a device gets.
         device: Where to compute.
         steps: How many, after one that warms up.
@@ -73,8 +73,8 @@ def calibrate(run: Run, batch: PreferenceBatch, device: torch.device, steps: int
     step()
     taken = min(_seconds(step, device) for _ in range(steps))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    said = f"{steps} real steps of {LAYERS} layers with random weights on this {name}"
-    return Rate(sum(counted.operations.values()) / taken, said)
+    source = f"{steps} real steps of {LAYERS} layers with random weights on this {name}"
+    return Speed(sum(counted.operations.values()) / taken, source)
 
 
 def _seconds(work: Any, device: torch.device) -> float:  # noqa: ANN401

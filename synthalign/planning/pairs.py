@@ -12,6 +12,8 @@ from synthalign.vlm import Chat
 from synthalign.vlm.processors import load_processor
 
 ASSUMED_PAIRS = 10_000
+LONGEST = 2**17
+"""Tokens that a question or a response may have."""
 
 
 class Sized(NamedTuple):
@@ -64,14 +66,16 @@ def of_run(data: SyntheticPreferenceDataModule, world_size: int) -> Pairs | None
 
     sizes = [tokens(batch) for batch in batches]
     mean = sum(sizes) / len(sizes)
+    most, middle = max(batches, key=tokens), min(batches, key=lambda batch: abs(tokens(batch) - mean))
+    largest = sized(most)
     return Pairs(
         source=f"of {len(dataset)} in {data.pairs if data.synthesis is None else data.synthesis.table}",
         num_pairs=sum(len(batch) for batch in batches),
         num_images=sum(len({dataset.loads[row].image for row in batch}) for batch in batches),
         num_batches=len(steps),
         tokens=sum(sizes),
-        largest=sized(max(batches, key=tokens)),
-        typical=sized(min(batches, key=lambda batch: abs(tokens(batch) - mean))),
+        largest=largest,
+        typical=largest if tokens(middle) == largest.tokens else sized(middle),
         longest=sized([max(range(len(dataset)), key=lambda row: dataset.loads[row].tokens)]),
     )
 
@@ -96,7 +100,8 @@ def assumed(
         world_size: Number of devices.
 
     Raises:
-        ValueError: They are too few for so many devices, or the policy's processor or chat template refuses them.
+        ValueError: They are too few for so many devices, too long for the run, or the policy's processor or chat
+            template refuses them.
     """
     count, why = num_pairs, "as asked"
     if count is None and data.synthesis is not None and Path(data.synthesis.prompts).is_file():
@@ -114,6 +119,12 @@ def assumed(
         return Sized(made, tokens_of(made))
 
     limit, one = data.batch_limit, batch(1)
+    prompt, longer = one.tokens - lengths.chosen - lengths.rejected, max(lengths.chosen, lengths.rejected)
+    if prompt + longer > (most := data.max_length or data.chat.max_length):
+        raise ValueError(
+            f"a prompt of {prompt} tokens with its image and a response of {longer} are more than {most}: fit would "
+            "drop such pairs; see --tokens and data.init_args.max_length"
+        )
     size = limit.batch_size if limit.max_tokens is None else max(1, limit.max_tokens // rounded(one.tokens))
     batches = -(-count // size)
     if limit.max_tokens is None and not limit.shares_images:
@@ -123,13 +134,13 @@ def assumed(
     if not steps:
         raise ValueError(
             f"{count} pairs are too few for {world_size} devices: some would have nothing to train on; lower "
-            "trainer.devices or batch_size"
+            "trainer.devices, or what a batch holds"
         )
-    most = batch(min(size, count)) if size > 1 else one
+    largest = batch(min(size, count)) if size > 1 else one
     used = min(count, steps * world_size * size)
     source = (
-        f"{why}; none are made yet: prompts of {one.tokens - lengths.chosen - lengths.rejected} tokens with their "
-        f"image, responses of {lengths.chosen} and {lengths.rejected} tokens"
+        f"{why}; none are made yet: prompts of {prompt} tokens with their image, responses of {lengths.chosen} and "
+        f"{lengths.rejected} tokens"
     )
     if missing is not None:
         source += f"; reckoned without the policy's processor: {missing}"
@@ -139,8 +150,8 @@ def assumed(
         num_images=used,
         num_batches=steps,
         tokens=used * one.tokens,
-        largest=most,
-        typical=most,
+        largest=largest,
+        typical=largest,
         longest=one,
     )
 
@@ -160,6 +171,6 @@ def _looks_like_path(name: str) -> bool:
 
 def parse_lengths(given: Sequence[int]) -> Lengths:
     """Check and name three lengths."""
-    if len(given) != 3 or min(given) < 1:
-        raise ValueError(f"--tokens takes question, chosen and rejected, each at least 1, got {list(given)}")
+    if min(given) < 1 or max(given) > LONGEST:
+        raise ValueError(f"--tokens takes question, chosen and rejected, each from 1 to {LONGEST}, got {list(given)}")
     return Lengths(*given)

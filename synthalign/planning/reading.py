@@ -31,11 +31,14 @@ TRUE = {"bf16-true": torch.bfloat16, "bf16": torch.bfloat16, "16-true": torch.fl
 FULL = {"32-true", "32", "None", "transformer-engine"}
 
 SPREADS: dict[str, Spread] = {
-    **dict.fromkeys(
-        ("ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "ddpstrategy"), "ddp"
-    ),
-    **dict.fromkeys(("model_parallel", "fsdp2strategy"), "sharded"),
-    **dict.fromkeys(("fsdp", "fsdp1strategy"), "fsdp"),
+    "ddp": "ddp",
+    "ddpstrategy": "ddp",
+    "ddp_find_unused_parameters_false": "ddp",
+    "ddp_find_unused_parameters_true": "ddp",
+    "model_parallel": "sharded",
+    "fsdp2strategy": "sharded",
+    "fsdp": "fsdp",
+    "fsdp1strategy": "fsdp",
 }
 """What the strategies do, by their names and the lower-cased ones of their classes."""
 
@@ -131,15 +134,7 @@ def run_of(module: DPOModule, trainer: Any) -> Run:  # noqa: ANN401 - a namespac
     from transformers import AutoConfig
 
     world_size, spread = _devices(trainer)
-    check_combination(
-        quantization=module.quantization,
-        adapters=not module.trains_all,
-        reference=module.reference,
-        sharded=spread in SHARDED,
-        training=True,
-        checkpoint_base=module.checkpoint_base,
-    )
-    check_optimizer(module.optimizer([nn.Parameter(torch.zeros(1))]), sharded=spread in SHARDED)
+    check(module, sharded=spread in SHARDED)
     precision = str(trainer.precision)
     if precision not in {*AUTOCAST, *TRUE, *FULL}:
         raise ValueError(f"trainer.precision {precision} cannot be planned: there are {', '.join([*AUTOCAST, *TRUE])}")
@@ -160,11 +155,32 @@ def run_of(module: DPOModule, trainer: Any) -> Run:  # noqa: ANN401 - a namespac
         autocast=AUTOCAST.get(precision),
         cast=TRUE.get(precision),
         optimizer=module.optimizer,
-        on_cuda=on_cuda(trainer),
+        on_cuda=_on_cuda(trainer),
         spread=spread,
         world_size=world_size,
         accumulate=trainer.accumulate_grad_batches,
     )
+
+
+def check(module: DPOModule, *, sharded: bool) -> None:
+    """Refuse what ``fit`` would refuse before it loads anything.
+
+    Raises:
+        ValueError: In one line: what, why, and what to take instead.
+    """
+    check_combination(
+        quantization=module.quantization,
+        adapters=not module.trains_all,
+        reference=module.reference,
+        sharded=sharded,
+        training=True,
+        checkpoint_base=module.checkpoint_base,
+    )
+    try:
+        optimizer = module.optimizer([nn.Parameter(torch.zeros(1))])
+    except ValueError as error:  # torch's own words
+        raise ValueError(f"model.init_args.optimizer: {error}") from error
+    check_optimizer(optimizer, sharded=sharded)
 
 
 def _saved(adapter: str) -> LoRA:
@@ -173,7 +189,8 @@ def _saved(adapter: str) -> LoRA:
 
     saved = load(PeftConfig, adapter)
     if saved.peft_type != "LORA":
-        raise ValueError(f"plan knows LoRA, and the adapter {adapter} is {saved.peft_type}")
+        kind = str(saved.peft_type).rpartition(".")[2]
+        raise ValueError(f"plan knows LoRA, and the adapter {adapter} is {kind}")
     targets = saved.target_modules
     try:
         pattern = targets if isinstance(targets, str) else rf"(.*\.)?({'|'.join(map(re.escape, sorted(targets)))})"
@@ -188,8 +205,8 @@ def _saved(adapter: str) -> LoRA:
     return lora
 
 
-def on_cuda(trainer: Any) -> bool:  # noqa: ANN401
-    """Whether a run is for CUDA: auto means that too where there is no GPU, since plans are made before there is one."""
+def _on_cuda(trainer: Any) -> bool:  # noqa: ANN401
+    """Whether a run is for CUDA. auto means that even where there is no GPU: plans are made before there is one."""
     return str(trainer.accelerator) in ("auto", "gpu", "cuda")
 
 
@@ -202,7 +219,7 @@ def _devices(trainer: Any) -> tuple[int, Spread]:  # noqa: ANN401
     elif isinstance(devices, str) and devices.lstrip("-").isdigit():
         devices = int(devices)
     if devices in ("auto", -1, None):
-        count = max(1, torch.cuda.device_count() if on_cuda(trainer) else 1)
+        count = max(1, torch.cuda.device_count() if _on_cuda(trainer) else 1)
     elif isinstance(devices, int):
         count = devices
     else:

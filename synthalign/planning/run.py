@@ -11,7 +11,18 @@ from synthalign.dpo.batch import PreferenceBatch
 from synthalign.dpo.families import trains_encoder
 from synthalign.dpo.layouts import Layout, Rows
 from synthalign.dpo.policy import LoRA
-from synthalign.plan import Memory, OptimizerCost, Spread, Traffic, memory_of, optimizer_cost, traffic_of, weigh
+from synthalign.dpo.sharding import units_of
+from synthalign.plan import (
+    SHARDED,
+    Memory,
+    OptimizerCost,
+    Spread,
+    Traffic,
+    memory_of,
+    optimizer_cost,
+    traffic_of,
+    weigh,
+)
 from synthalign.plan.memory import Counted, Shares
 from synthalign.planning.step import ReferenceKind, count, shares_of, skeleton
 from synthalign.vlm.attention import NotCarriedError
@@ -69,6 +80,7 @@ class Reckoned(NamedTuple):
     memory: Memory
     traffic: Traffic
     carried: bool  # whether the layout asked for was
+    encoder_trained: bool
 
 
 def reckon(run: Run, batch: PreferenceBatch) -> Reckoned:
@@ -82,7 +94,7 @@ def reckon(run: Run, batch: PreferenceBatch) -> Reckoned:
         Sizes in bytes.
 
     Raises:
-        ValueError: Vision tower or projector are trained, or the batch does not suit the model.
+        ValueError: The strategy cannot spread what is trained, or the batch does not suit the model.
     """
     network = skeleton(
         run.config,
@@ -93,11 +105,8 @@ def reckon(run: Run, batch: PreferenceBatch) -> Reckoned:
         gradient_checkpointing=run.gradient_checkpointing,
         cast=run.cast,
     )
-    if trains_encoder(network):
-        raise ValueError(
-            "the adapters are on vision tower or projector too, and what their training takes plan does not know: "
-            "keep target_modules to the language model"
-        )
+    if run.spread in SHARDED:
+        units_of(network)  # which refuses a trained encoder
     shares = shares_of(network)
     step_of = partial(count, network, batch, reference=run.reference, autocast=run.autocast, on_cuda=run.on_cuda)
     carried = True
@@ -109,21 +118,21 @@ def reckon(run: Run, batch: PreferenceBatch) -> Reckoned:
     trained = next(parameter.dtype for parameter in network.parameters() if parameter.requires_grad)
     cost = optimizer_cost(run.optimizer, trained, foreach=run.on_cuda)
     images = sum(value.numel() * value.element_size() for value in batch.images.values())
+    memory, traffic = _put_together(run, shares, step, cost, images)
     frozen = weigh(network).frozen
-    return _put_together(run, frozen, shares, step, cost, images, carried)
+    return Reckoned(run, frozen, shares, step, cost, memory, traffic, carried, trains_encoder(network))
 
 
 def spread_over(found: Reckoned, spread: Spread, world_size: int) -> Reckoned:
     """Reckon the same run on another number of devices, where a device's step is the same."""
     run = replace(found.run, spread=spread, world_size=world_size)
-    return _put_together(
-        run, found.frozen, found.shares, found.step, found.optimizer, found.memory.images, found.carried
-    )
+    memory, traffic = _put_together(run, found.shares, found.step, found.optimizer, found.memory.images)
+    return found._replace(run=run, memory=memory, traffic=traffic)
 
 
 def _put_together(
-    run: Run, frozen: int, shares: Shares, step: Counted, optimizer: OptimizerCost, images: int, carried: bool
-) -> Reckoned:
+    run: Run, shares: Shares, step: Counted, optimizer: OptimizerCost, images: int
+) -> tuple[Memory, Traffic]:
     memory = memory_of(
         shares,
         step,
@@ -142,4 +151,4 @@ def _put_together(
         forwards=1 if run.reference == "cached" or copy_whole else 2,
         batches=run.accumulate,
     )
-    return Reckoned(run, frozen, shares, step, optimizer, memory, traffic, carried)
+    return memory, traffic

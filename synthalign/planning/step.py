@@ -21,7 +21,7 @@ from synthalign.dpo.attention import attending
 from synthalign.dpo.attention_cuda import varlen_index
 from synthalign.dpo.batch import PreferenceBatch
 from synthalign.dpo.checkpointing import checkpoint_layers
-from synthalign.dpo.families import softcap_of
+from synthalign.dpo.families import softcap_of, trains_encoder
 from synthalign.dpo.features import image_features
 from synthalign.dpo.fused import fuse
 from synthalign.dpo.head import token_logps
@@ -30,6 +30,7 @@ from synthalign.dpo.policy import LoRA, adapters_off, train_language
 from synthalign.plan import Live, quantise, weigh, weightless
 from synthalign.plan.memory import Counted, Shares
 from synthalign.vlm.families import base_of, decoder_of, image_token_of, takes_features
+from synthalign.vlm.features import EncodedImages
 from synthalign.weights import DType, Quantization
 
 ReferenceKind = Literal["adapters_off", "copy", "cached"]
@@ -136,25 +137,29 @@ def count(
     if laid.packed is not None:  # what it finds out of its runs when asked, no fake tensor can
         for name in ("depth", "run", "stop", "read"):
             getattr(laid.packed, name)
-    encoder = Encoder(0, 0) if features_kept else encode(network, batch, autocast)
+    again = trains_encoder(network) and not features_kept
+    encoder = Encoder(0, 0) if features_kept or again else encode(network, batch, autocast)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     places = int((laid.inputs["input_ids"] == image_token_of(network)).sum())
     live, mixed = Live(), torch.autocast("cpu", autocast) if autocast is not None else nullcontext()
     with FakeTensorMode(allow_non_fake_inputs=True):
         features = blank_features(network, places)
+        given = 0 if again else features.numel() * features.element_size()
         with live:
             with mixed:
+                if again:
+                    with live.during("encoder"):
+                        features = encoded(network, batch, laid)
                 if reference != "cached":
                     off = adapters_off(network) if reference == "adapters_off" else nullcontext()
                     with live.during("reference"), torch.no_grad(), off:
-                        logps(network, laid, features)
+                        logps(network, laid, encoded(network, batch, laid) if again else features)
                 with live.during("policy"):
                     scored = logps(network, laid, features).sum()
             forward, kept = live.peak, live.now
             live.rest()
             with live.during("backward"), _gradients_aside(trained, live):
                 scored.backward()
-    given = features.numel() * features.element_size()
     more = _more_on_cuda(network, laid, autocast or features.dtype) if on_cuda else 0
     layers = sum("forward" not in layer.__dict__ for layer in decoder_of(network).layers)  # those that keep theirs
     return Counted(
@@ -162,7 +167,7 @@ def count(
         backward=live.peak_besides + given + more * max(1, layers),
         fresh=live.peak + given + more * max(1, layers),
         kept=kept + given + more * layers,
-        operations={"encoder": encoder.operations, **{name: int(n) for name, n in live.operations.items()}},
+        operations={"encoder": encoder.operations, **live.operations},
     )
 
 
@@ -206,6 +211,28 @@ def encode(network: Any, batch: PreferenceBatch, autocast: torch.dtype | None = 
     pixels = next(value for value in batch.images.values() if value.is_floating_point())
     patches = sum(int((prompt["input_ids"] == image_token_of(network)).sum()) for prompt in batch.prompts)
     return Encoder(3 * pixels.numel() * pixels.element_size(), 2 * weights.frozen * patches)
+
+
+def encoded(network: Any, batch: PreferenceBatch, laid: Laid) -> Tensor:  # noqa: ANN401
+    """Encode the images of a batch, for an encoder that is trained.
+
+    Returns:
+        (places of images, D), as they come in the rows.
+
+    Raises:
+        ValueError: The encoder asks what is in a tensor, or takes nothing but pixels.
+    """
+    try:
+        features = image_features(network, batch)
+    except DATA_DEPENDENT:
+        features = None
+    if not isinstance(features, EncodedImages):
+        kind = type(base_of(network)).__name__
+        raise ValueError(
+            f"what it takes to train the vision tower of {kind} cannot be counted: keep lora.target_modules to the "
+            "language model"
+        )
+    return torch.cat([features.images[place].tokens for place in laid.image_order])
 
 
 def logps(network: Any, laid: Laid, features: Tensor) -> Tensor:  # noqa: ANN401

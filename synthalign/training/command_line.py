@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+import yaml
 from jsonargparse import Namespace, set_parsing_settings
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -26,13 +29,15 @@ import synthalign.callbacks  # these three make their classes known by short nam
 import synthalign.datamodules
 import synthalign.modules
 from synthalign.callbacks.random_states import RandomStates
-from synthalign.callbacks.save_on_signal import SaveOnSignal, Stopped, handle, leave
+from synthalign.callbacks.save_on_signal import SaveOnSignal, Stopped, handle, leave, requeued_early
 from synthalign.cli import fail
 from synthalign.tables import read_pairs
 from synthalign.tables.rows import text_in
 from synthalign.training import strategies
-from synthalign.training.checkpoints import CheckpointFiles, refusal, resolve
-from synthalign.training.ranks import left_as_found, watched
+from synthalign.training.best import BestCheckpoints
+from synthalign.training.checkpoints import CheckpointFiles
+from synthalign.training.newest import resolve, tell_changes
+from synthalign.training.ranks import CHOSEN, left_as_found, started_by_first, watched
 
 
 class Trainer(LightningTrainer):
@@ -95,20 +100,32 @@ class CLI(LightningCLI):
         for key in ("accumulate_grad_batches", "check_val_every_n_epoch"):  # Lightning divides by them
             if (every := settings.get(key)) is not None and every < 1:
                 fail(f"trainer.{key} must be >= 1, got {every}")
+        given = settings.get("callbacks") or []
+        places = {"default_root_dir": settings.get("default_root_dir")}
+        for at, callback in enumerate(given if isinstance(given, list) else [given]):
+            places[f"callbacks[{at}].dirpath"] = callback.get("init_args", {}).get("dirpath")
+        for key, place in places.items():
+            if "://" in str(place):
+                fail(f"trainer.{key} must be a folder, got {place}: mount it, or copy the run there when it has ended")
         if self.subcommand == "synthesize":
             settings.callbacks = None
 
     def _parse_ckpt_path(self) -> None:
         """Find and check the checkpoint; Lightning would take settings from it."""
         config = self.config[self.config.subcommand]
-        if (given := config.get("ckpt_path")) is not None:
-            found = resolve(
-                str(given),
-                Path(getattr(config.trainer, "default_root_dir", None) or RUNS),
-                training=self.config.subcommand == "fit",
-                trust_shards=config.trust_shards,
-            )
-            config["ckpt_path"] = None if found is None else str(found)
+        if (given := config.get("ckpt_path")) is None:
+            return
+        if started_by_first():
+            config["ckpt_path"] = os.environ[CHOSEN] or None
+            return
+        training = self.config.subcommand == "fit"
+        root = Path(getattr(config.trainer, "default_root_dir", None) or RUNS)
+        found = resolve(str(given), root, training=training, trust_shards=config.trust_shards)
+        if found is not None and training:
+            now = yaml.safe_load(self._parser(self.config.subcommand).dump(config, skip_none=False))
+            tell_changes(found, {part: now[part] for part in ("model", "data")})
+        os.environ[CHOSEN] = "" if found is None else str(found)
+        config["ckpt_path"] = os.environ[CHOSEN] or None
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> LightningTrainer:
         if config.get("logger") in (None, True):
@@ -117,16 +134,41 @@ class CLI(LightningCLI):
         plugins = list(given) if isinstance(given, list) else [given]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             config["plugins"] = [*plugins, CheckpointFiles()]
-        return super()._instantiate_trainer(config, callbacks)
+        trainer = super()._instantiate_trainer(config, callbacks)
+        ours: list[Callback] = vars(trainer)["callbacks"]  # which Lightning declares nowhere
+        ours.sort(key=_turn)
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with watched(self.trainer):
+        with watched(self.trainer), requeued_early(self.trainer):
             try:
                 super()._run_subcommand(subcommand)
             except Exception as error:
                 if (reason := refusal(error)) is None:
                     raise
                 raise ValueError(f"--ckpt_path: the checkpoint does not fit this run: {reason}") from error
+
+
+def refusal(error: Exception) -> str | None:
+    """Say in one line why Lightning, or torch for it, could not restore a checkpoint; None of any other error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame.name.lstrip("_") for frame in frames if frame.filename.endswith("checkpoint_connector.py")]
+    restoring = any(name.startswith(("restore", "resume")) for name in theirs)
+    if not restoring or isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return None
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines else type(error).__name__
+
+
+def _turn(callback: Callback) -> int:
+    """Say when a callback's turn is, so that what one saves holds what those before it have done.
+
+    A run that is killed between two checkpoints of one step then goes on from one that knows which was the best, and a
+    run that is stopped has saved all others of the step.
+    """
+    if isinstance(callback, ModelCheckpoint):
+        return 1 if callback.monitor else 2
+    return 3 if isinstance(callback, SaveOnSignal) else 0
 
 
 RUNS = "runs"
@@ -211,7 +253,7 @@ def run(args: Sequence[str]) -> None:
             trainer_defaults={
                 "use_distributed_sampler": False,
                 "log_every_n_steps": 1,
-                "callbacks": [RandomStates(), SaveOnSignal()],
+                "callbacks": [RandomStates(), BestCheckpoints(), SaveOnSignal()],
             },
             subclass_mode_model=True,
             subclass_mode_data=True,

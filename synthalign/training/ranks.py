@@ -25,8 +25,11 @@ UNREACHED = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out",
 """What torch says of a rank that it waits for in vain."""
 
 
-SAID = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
-"""Environment variables in which Lightning leaves where the ranks meet."""
+CHOSEN = "SYNTHALIGN_CHECKPOINT"
+"""Environment variable: the checkpoint that the first rank goes on from, for those that Lightning starts after it."""
+
+SAID = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", CHOSEN)
+"""Environment variables in which Lightning leaves where the ranks meet, and we what they have in common."""
 
 
 @contextmanager
@@ -49,6 +52,11 @@ def left_as_found() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def started_by_first() -> bool:
+    """Whether Lightning started this process for the first rank of its node, which has done what need be done once."""
+    return os.environ.get(FIRST) == str(os.getppid())
+
+
 @contextmanager
 def watched(trainer: Trainer) -> Iterator[None]:
     """Let no rank wait for one that is gone, and say which is.
@@ -62,8 +70,8 @@ def watched(trainer: Trainer) -> Iterator[None]:
         trainer: About to begin.
 
     Raises:
-        SystemExit: Another rank died, which was said.
-        RuntimeError: Another rank cannot be reached.
+        SystemExit: Another rank died, which was said; where this one does not come round to it, the process just ends.
+        RuntimeError: Another rank cannot be reached, or this one not by the others.
     """
     if trainer.world_size == 1:
         yield
@@ -75,6 +83,11 @@ def watched(trainer: Trainer) -> Iterator[None]:
     except RuntimeError as error:
         if watch.saw_a_death():
             raise SystemExit(1) from None
+        if taken := re.search(r"port: (\d+).*EADDRINUSE", str(error), re.DOTALL):
+            raise RuntimeError(
+                f"rank {trainer.global_rank} cannot listen on port {taken[1]}, which another program has taken: start "
+                "again, and if MASTER_PORT is set, with a free one"
+            ) from error
         if not UNREACHED.search(str(error)):
             raise
         raise RuntimeError(
@@ -89,7 +102,7 @@ class _Watch:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.death, self.over = threading.Event(), threading.Event()
-        self.first = os.environ.get(FIRST) != str(os.getppid())
+        self.first = not started_by_first()
         if self.first:
             os.environ[FIRST] = str(os.getpid())
         watch = self._watch_others if self.first else self._watch_first
@@ -139,7 +152,7 @@ class _Watch:
             how = f"was killed by {signal.Signals(-child.returncode).name}"
         else:
             how = f"ended with status {child.returncode}"
-            if self.over.wait(GRACE_S):  # it said why, and so did this one: a mistake that all make
+            if self.over.wait(GRACE_S):  # this rank has failed by itself, for the reason that the other one has printed
                 return
         _say(
             f"rank {rank} of {self.trainer.world_size} (process {child.pid}) {how}, so all stop; "

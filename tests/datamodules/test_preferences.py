@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -322,11 +323,44 @@ def test_a_run_goes_on_inside_an_epoch_of_filled_batches(tmp_path, chat):
     stream = iter(module.train_dataloader())
     next(stream), next(stream)
     state = module.state_dict()
-    assert state == {"epoch": 0, "given": 2}
+    assert (state["epoch"], state["given"]) == (0, 2)
     again = existing(path, chat, max_tokens=200)
     again.load_state_dict(state)
     rest = [batch.ids for batch in stream]
     assert [batch.ids for batch in again.train_dataloader()] == rest and len(rest) > 2
+
+
+@pytest.mark.parametrize("change", ["a seed", "a limit", "a held-out share", "a text"])
+def test_a_run_does_not_go_on_within_an_epoch_of_other_batches(change, tmp_path, chat, capsys):
+    path = write_set(tmp_path / "set", many(10, 2))
+    module = existing(path, chat, max_tokens=200)
+    next(iter(module.train_dataloader()))
+    state = module.state_dict()
+    if change == "a text":
+        text = path.read_text()
+        word = json.loads(text)[0]["conversations"][1]["value"].split()[-1]
+        path.write_text(text.replace(word, word[::-1], 1))
+    settings: dict[str, dict[str, Any]] = {
+        "a seed": {"seed": 1},
+        "a limit": {"max_tokens": 210},
+        "a held-out share": {"val_share": 0.2},
+    }
+    other = existing(path, chat, **{"max_tokens": 200, **settings.get(change, {})})
+    with pytest.raises(ValueError, match=r"^it was saved within an epoch of other batches: go on with the pairs"):
+        other.load_state_dict(state)
+    capsys.readouterr()
+    other.load_state_dict(state | {"within": False})
+    assert (
+        capsys.readouterr().err == "synthalign: the checkpoint is from the end of an epoch of other pairs or batches\n"
+    )
+
+
+@pytest.mark.parametrize("damage", [{"given": "x"}, {"epoch": None}, {"given": -1}, {"order": 3}, {"within": 1}])
+def test_a_damaged_place_in_the_data_is_refused(damage: dict[str, Any], tmp_path, chat):
+    module = existing(write_set(tmp_path / "set"), chat)
+    module.train_dataloader()
+    with pytest.raises(ValueError, match=r"^its place in the data is damaged$"):
+        module.load_state_dict(module.state_dict() | damage)
 
 
 def test_fewer_pairs_than_processes_are_refused_with_a_budget_too(tmp_path, chat):

@@ -13,8 +13,13 @@ from malformed.trees import inside, places, spoil
 def malform(folder: Path, draw: Draw) -> tuple[list[str], str]:
     """Spoil the checkpoint; return the command that goes on from it, and what was done."""
     path = folder / "last.ckpt"
-    way = one_of(draw, ["a value", "a value", "a value", "a tensor", "an archive", "torn"])
-    if way == "a value":
+    way = one_of(draw, ["a value", "a value", "a value", "a random state", "a tensor", "an archive", "torn"])
+    if way == "a random state":
+        saved = torch.load(path, weights_only=True)
+        saved["random_states"], way = spoil(saved["random_states"], draw)
+        torch.save(saved, path)
+        way = f"random_states {way}"
+    elif way == "a value":
         spoilt, way = spoil(torch.load(path, weights_only=True), draw)
         torch.save(spoilt, path, _use_new_zipfile_serialization=one_of(draw, [True, True, False]))
     elif way == "a tensor":

@@ -2,19 +2,22 @@
 
 import csv
 import random
+import shutil
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from dpo.drawn_pairs import write_set
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from synthalign.callbacks.random_states import RandomStates, random_states, set_random_states
+from synthalign.callbacks.random_states import RandomStates, random_states, set_random_states, try_random_states
 from synthalign.datamodules import SyntheticPreferenceDataModule
 from synthalign.dpo.policy import LoRA
 from synthalign.dpo.schedules import WarmupCosine
+from synthalign.training.best import BestCheckpoints
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode"),  # the frozen base is meant to be
@@ -34,11 +37,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return here
 
 
+class Scored(Callback):
+    """Give monitors a score of every epoch, as Evaluate does: also of one whose end a run that goes on leaves out."""
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def on_train_start(self, trainer, pl_module):
+        if 0 < trainer.current_epoch:
+            self.tell(trainer, trainer.current_epoch - 1)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.tell(trainer, trainer.current_epoch)
+
+    def tell(self, trainer, epoch):
+        trainer.callback_metrics["score"] = torch.tensor(self.scores[epoch])
+
+
 @pytest.fixture
 def run(folder, make_module, make_trainer):
     """Train for three epochs, from the start or from a checkpoint, and keep one of every step and every epoch."""
 
-    def fit(name, ckpt_path=None, num_workers=0, limit_train_batches=None, val_share=0.0, **settings):
+    def fit(
+        name, ckpt_path=None, num_workers=0, limit_train_batches=None, val_share=0.0, scores=None, top=1, **settings
+    ):
         settings = {"lora": LoRA(r=4, alpha=8, dropout=0.2)} | settings
         module = make_module(schedule=WarmupCosine(warmup_ratio=0.2), **settings)
         data = SyntheticPreferenceDataModule(
@@ -54,6 +76,11 @@ def run(folder, make_module, make_trainer):
             ModelCheckpoint(folder / name, filename="{step}", save_top_k=-1, every_n_train_steps=1),
             ModelCheckpoint(folder / name, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True),
         ]
+        if scores is not None:
+            best = {"monitor": "score", "mode": "max", "save_top_k": top}
+            name_of = "best" if top == 1 else "best-{epoch}"
+            keepers = [Scored(scores), ModelCheckpoint(folder / name, filename=name_of, **best), *keepers]
+            keepers.append(BestCheckpoints())
         trainer = make_trainer(
             logger=CSVLogger(folder, name="", version=name),
             max_epochs=EPOCHS,
@@ -135,6 +162,91 @@ def test_a_validation_between_epochs_draws_nothing(checkpoint, run, straight, fo
     resumed = run(f"validated-{checkpoint}", here / f"{checkpoint}.ckpt", val_share=0.4)
     assert losses(folder / f"validated-{checkpoint}") == losses(here)[steps_of(here / f"{checkpoint}.ckpt") :]
     assert same(resumed, adapter)
+
+
+def kept_best(run: Path) -> dict[str, tuple[int, float, dict]]:
+    """What the best checkpoints of a folder hold: step, score, weights."""
+    found = {}
+    for path in sorted(run.glob("best*.ckpt")):
+        saved = torch.load(path, weights_only=True)
+        (state,) = [state for state in saved["callbacks"].values() if state.get("monitor")]
+        found[path.name] = (saved["global_step"], state["current_score"].item(), saved["state_dict"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("scores", "checkpoint", "top"),
+    [
+        ((0.25, 0.75, 0.5), "epoch=1", 1),  # the best is of the part before
+        ((0.25, 0.75, 0.5), "step=8", 1),  # from an epoch's last step: its end, where it is saved, is left out
+        ((0.25, 0.5, 0.75), "step=6", 1),  # of the part after
+        ((0.5, 0.75, 0.625), "epoch=1", 2),
+        ((0.5, 0.25, 0.125), "epoch=1", -1),
+    ],
+)
+def test_the_best_checkpoint_is_that_of_the_whole_run(scores, checkpoint, top, run, straight, folder):
+    here, _ = straight(scores=scores, top=top)
+    before = {path: path.read_bytes() for path in here.iterdir()}
+    name = f"best-{here.name}-{checkpoint}"
+    run(name, here / f"{checkpoint}.ckpt", scores=scores, top=top)
+    found, expected = kept_best(folder / name), kept_best(here)
+    if top < 0:  # those of the part before are in their own folder, where they are kept; but the best is here as well
+        del expected["best-epoch=1.ckpt"]
+    assert found.keys() == expected.keys()
+    for file, (step, score, weights) in expected.items():
+        assert found[file][:2] == (step, score) and same(found[file][2], weights)
+    assert {path: path.read_bytes() for path in here.iterdir()} == before
+
+
+def test_the_best_checkpoint_is_found_where_the_runs_folder_was_moved(run, straight, folder):
+    scores = (0.25, 0.75, 0.5)
+    here, _ = straight(scores=scores)
+    moved = Path(shutil.copytree(here, folder / "moved"))
+    saved = torch.load(moved / "epoch=1.ckpt", weights_only=True)
+    for state in saved["callbacks"].values():
+        if state.get("monitor"):
+            state |= {"dirpath": "gone", "best_k_models": {"gone/best.ckpt": torch.tensor(0.75)}}
+    torch.save(saved, moved / "epoch=1.ckpt")
+    run("from-moved", moved / "epoch=1.ckpt", scores=scores)
+    assert kept_best(folder / "from-moved")["best.ckpt"][:2] == (8, 0.75)
+
+
+@pytest.mark.parametrize("why", ["gone", "replaced"])
+def test_a_best_checkpoint_that_is_no_longer_there_is_named_and_does_not_count(why, run, straight, folder, capsys):
+    here, _ = straight(scores=(0.25, 0.5, 0.75))
+    before = Path(shutil.copytree(here, folder / why))
+    if why == "gone":
+        (here / "best.ckpt").rename(here / "elsewhere.ckpt")
+        (before / "best.ckpt").unlink()
+    capsys.readouterr()
+    run(f"after-{why}", before / "epoch=1.ckpt", scores=(0.25, 0.5, 0.375))
+    if why == "gone":
+        (here / "elsewhere.ckpt").rename(here / "best.ckpt")
+    assert "best.ckpt is gone or was replaced: the best so far is chosen without it" in capsys.readouterr().err
+    assert kept_best(folder / f"after-{why}")["best.ckpt"][:2] == (12, 0.375)
+
+
+@pytest.mark.parametrize("damage", ["left out", None, "x", torch.ones(3)], ids=["left out", "none", "text", "floats"])
+def test_damaged_random_states_are_told(damage):
+    for part in ("torch", "python", "numpy", "cuda"):
+        states = random_states(torch.device("cpu"))
+        try_random_states(states)
+        if damage == "left out":
+            del states[part]
+        else:
+            states[part] = damage
+        if part != "cuda" or damage is not None:  # which is nothing without a GPU
+            with pytest.raises(ValueError, match=r"^its random_states are damaged$"):
+                try_random_states(states)
+
+
+@pytest.mark.parametrize("states", [[None], "x"])
+def test_damaged_random_states_are_refused_before_training(states, run, straight, tmp_path):
+    here, _ = straight()
+    saved = torch.load(here / "step=6.ckpt", weights_only=True)
+    torch.save(saved | {"random_states": states}, tmp_path / "damaged.ckpt")
+    with pytest.raises(ValueError, match=r"^its random_states are damaged$"):
+        run(f"damaged-{type(states).__name__}", tmp_path / "damaged.ckpt")
 
 
 def test_random_states_are_plain_and_come_back(tmp_path):

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode at the sta
 
 WITHIN = 0.15
 RANK = LoRA(r=8)
+EVERYWHERE = LoRA(r=8, target_modules=r".*\.(q_proj|v_proj|fc1|fc2)")
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +90,14 @@ def step_of_a_run(folder, pairs, **settings):
         ({"layout": Rows()}, {"layout": Rows()}),
         ({"layout": Tree(), "quantization": "nf4"}, {"quantization": "nf4"}),
         ({"layout": Tree(), "autocast": torch.bfloat16}, {}),
+        ({"layout": Tree(), "lora": EVERYWHERE}, {"lora": EVERYWHERE}),
         ({"layout": Tree(), "lora": None, "reference": "copy"}, {"lora": None, "reference": FrozenCopy()}),
         (
             {"layout": Tree(), "lora": None, "reference": "copy", "autocast": torch.bfloat16},
             {"lora": None, "reference": FrozenCopy()},
         ),
     ],
-    ids=["LoRA", "bf16", "checkpointing", "rows", "nf4", "mixed", "full", "full, mixed"],
+    ids=["LoRA", "bf16", "checkpointing", "rows", "nf4", "mixed", "tower", "full", "full, mixed"],
 )
 def test_a_step_takes_what_is_said(folder, pairs, run, module):
     rows, put_together = pairs
@@ -109,27 +111,35 @@ def test_a_step_takes_what_is_said(folder, pairs, run, module):
     assert max(said.step.forward, said.step.fresh) == pytest.approx(taken, rel=WITHIN)
 
 
-def test_operations_are_those_of_a_real_step(folder, pairs):
-    from synthalign.dpo.features import image_features
-    from synthalign.dpo.logps import pair_logps
-    from synthalign.dpo.policy import adapters_off, load_policy
-
+def test_operations_are_those_of_the_formula(folder, pairs):
     rows, put_together = pairs
-    batch, network = put_together(rows), load_policy(folder, lora=RANK)
-    with Live() as live:
-        features, laid = image_features(network, batch), Tree()(network, batch)
-        with torch.no_grad(), adapters_off(network):
-            pair_logps(network, laid, features)
-        (pair_logps(network, laid, features).chosen).sum().backward()
-    run = Run(config=network.config, lora=RANK, layout=Tree(), on_cuda=False, fused=False)
-    said = sum(reckon(run, batch).step.operations.values())
-    assert said == pytest.approx(sum(live.operations.values()), rel=1e-3)
+    batch = put_together(rows)
+    config = AutoConfig.from_pretrained(folder)
+    run = Run(config=config, lora=RANK, layout=Rows(), on_cuda=False, fused=False)
+    said = reckon(run, batch).step.operations
+    # Four rows of as many tokens as the longest, 64 wide, in two layers; seven linears each, four of 64 x 64 and three
+    # of 64 x 128; adapters of rank 8 on all of them; every row sees itself whole, under a mask.
+    lengths = [len(p["input_ids"]) for p in batch.prompts]
+    sides = [(len(c), len(r)) for c, r in zip(batch.chosen, batch.rejected, strict=True)]
+    size = max(length + max(side) for length, side in zip(lengths, sides, strict=True))
+    tokens, scored = 4 * size, sum(map(sum, sides))
+    linears = 2 * tokens * (4 * 64 * 64 + 3 * 64 * 128)
+    adapters = 2 * tokens * 8 * (4 * (64 + 64) + 3 * (64 + 128))
+    attention = 2 * 2 * 4 * size * size * 64  # queries by keys, weights by values
+    head = 2 * scored * 64 * config.text_config.vocab_size
+    assert said["reference"] == pytest.approx(2 * (linears + attention) + head, rel=0.005)
+    # the head's product with the gradient is part of its forward pass
+    assert said["policy"] == pytest.approx(2 * (linears + adapters + attention) + 2 * head, rel=0.005)
+    # Gradients of adapters' factors and of what they are given; frozen weights have none, and embeddings want none, so
+    # nothing goes back through the first three linears. Attention: its weights again, and four products of gradients.
+    first = 3 * 2 * tokens * (64 * 64 + 8 * 64)
+    assert said["backward"] == pytest.approx(2 * (linears + 2 * adapters + 5 / 2 * attention) - first, rel=0.005)
 
 
 def test_a_prompt_counts_once_for_each_of_its_branches_where_cuda_gathers_its_keys(folder, pairs):
     rows, put_together = pairs
     batch = put_together(rows)
-    run = Run(config=AutoConfig.from_pretrained(folder), lora=RANK, layout=Tree(), dtype="bfloat16", features_kept=True)
+    run = Run(config=AutoConfig.from_pretrained(folder), lora=RANK, layout=Tree(), dtype="bfloat16")
     there, here = (reckon(replace(run, on_cuda=on), batch) for on in (True, False))
     # one copy more of keys and values, of two bytes a number, in both layers
     prompts = sum(len(prompt["input_ids"]) for prompt in batch.prompts)
@@ -139,5 +149,5 @@ def test_a_prompt_counts_once_for_each_of_its_branches_where_cuda_gathers_its_ke
 def test_a_device_is_calibrated_by_real_steps(folder, pairs):
     rows, put_together = pairs
     run = Run(config=AutoConfig.from_pretrained(folder), lora=RANK, layout=Tree(), on_cuda=False)
-    rate = calibrate(run, put_together(rows), torch.device("cpu"), steps=1)
-    assert rate.operations > 0 and rate.said.startswith("1 real steps of 2 layers")
+    speed = calibrate(run, put_together(rows), torch.device("cpu"), steps=1)
+    assert speed.operations > 0 and speed.source.startswith("1 real steps of 2 layers")

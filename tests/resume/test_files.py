@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from synthalign.training.checkpoints import CheckpointFiles, check, newest, read, resolve
+from synthalign.training.checkpoints import CheckpointFiles, check, read
+from synthalign.training.newest import newest, resolve
 
 FILES = CheckpointFiles()
 

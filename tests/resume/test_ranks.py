@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from brightness import write_files
 from dpo.drawn_pairs import write_set
+from torch.distributed import TCPStore
 
 from synthalign.training.ranks import watched
 
@@ -144,3 +146,15 @@ def test_the_first_rank_does_not_wait_for_one_that_is_gone(other, why, line, tmp
     said = (tmp_path / "err").read_text()
     assert not alive and first.exitcode == 1
     assert re.search(line, said)
+
+
+def test_a_port_that_is_taken_is_one_line():
+    trainer: Any = SimpleNamespace(world_size=2, global_rank=0, strategy=SimpleNamespace(launcher=None))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = rf"^rank 0 cannot listen on port {port}, .*: start again"
+        with pytest.raises(RuntimeError, match=line) as caught, watched(trainer):
+            TCPStore("127.0.0.1", port, world_size=2, is_master=True)
+    assert "\n" not in str(caught.value)
