@@ -398,9 +398,13 @@ class DPOModule(LightningModule):
         if not self.checkpoint_base:
             trained = trained_of(self)
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        if self.falling is not None:
+            checkpoint["falling"] = self.falling.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of other adapters: without its base it is not strict, and would be taken as it is."""
+        if self.falling is not None and "falling" in checkpoint:
+            self.falling.load_state_dict(checkpoint["falling"])
         if "state_dict" not in checkpoint:  # shards, which a strategy has loaded
             return
         saved = checkpoint["state_dict"]

@@ -78,6 +78,15 @@ class FallingChosen:
         self._last: deque[float] = deque(maxlen=window)
         self._warned = False
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run needs to go on, in plain types."""
+        return {"last": list(self._last), "warned": self._warned}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._last.extend(float(value) for value in state["last"])
+        self._warned = bool(state["warned"])
+
     def __call__(self, change: float, step: int) -> str | None:
         """Take in one optimizer step.
 

@@ -94,6 +94,17 @@ def test_no_fall_is_no_warning(changes):
     assert warnings_of(FallingChosen(margin_nats=2.0, window=4), changes) == {}
 
 
+def test_a_run_that_goes_on_warns_as_it_would_have_and_once():
+    changes = [0.0, -1.0, -2.0, -3.0, -2.5, -9.0, -9.0, -9.0]
+    whole = warnings_of(FallingChosen(margin_nats=2.0, window=4), changes)
+    for step in range(len(changes)):
+        before, after = (FallingChosen(margin_nats=2.0, window=4) for _ in range(2))
+        told = warnings_of(before, changes[:step])
+        after.load_state_dict(before.state_dict())
+        later = {place + step: line for place, line in warnings_of(after, changes[step:]).items()}
+        assert [*told, *later] == [*whole]
+
+
 @pytest.mark.parametrize("settings", [{"margin_nats": 0.0}, {"margin_nats": float("nan")}, {"window": 0}])
 def test_settings_that_cannot_be_meant_are_refused(settings):
     with pytest.raises(ValueError, match="margin_nats must be > 0 and window >= 1"):
