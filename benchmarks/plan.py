@@ -170,9 +170,7 @@ def main() -> None:
     parser.add_argument("--sizes", choices=tuple(scene.SIZES), default="small")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", help="settings whose names contain this")
-    parser.add_argument(
-        "--write", type=Path, help="file for the table, between <!-- counted: begin --> marks"
-    )
+    parser.add_argument("--write", type=Path, help="file for the table, between <!-- counted: begin --> marks")
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     device, size = torch.device(options.device), scene.SIZES[options.sizes]

@@ -69,6 +69,9 @@ class Read:
 class _CLI(command_line.CLI):
     """Makes module and datamodule, and stops there."""
 
+    def _parse_ckpt_path(self) -> None:
+        """A plan goes on from nothing."""
+
     def instantiate_classes(self) -> None:
         """Make them; the trainer's own parts, callbacks and their evaluations among them, are not wanted."""
         self.given = self.config[self.subcommand].trainer.clone()

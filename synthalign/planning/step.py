@@ -22,7 +22,6 @@ from synthalign.dpo.attention_cuda import varlen_index
 from synthalign.dpo.batch import PreferenceBatch
 from synthalign.dpo.checkpointing import checkpoint_layers
 from synthalign.dpo.families import softcap_of, trains_encoder
-from synthalign.dpo.features import image_features
 from synthalign.dpo.fused import fuse
 from synthalign.dpo.head import token_logps
 from synthalign.dpo.layouts import Laid, Layout
@@ -30,7 +29,7 @@ from synthalign.dpo.policy import LoRA, adapters_off, train_language
 from synthalign.plan import Live, quantise, weigh, weightless
 from synthalign.plan.memory import Counted, Shares
 from synthalign.vlm.families import base_of, decoder_of, image_token_of, takes_features
-from synthalign.vlm.features import EncodedImages
+from synthalign.vlm.features import encode_images
 from synthalign.weights import DType, Quantization
 
 ReferenceKind = Literal["adapters_off", "copy", "cached"]
@@ -142,6 +141,7 @@ def count(
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     places = int((laid.inputs["input_ids"] == image_token_of(network)).sum())
     live, mixed = Live(), torch.autocast("cpu", autocast) if autocast is not None else nullcontext()
+    of_images = places_of(network, batch)  # what is in a tensor, can be asked here only
     with FakeTensorMode(allow_non_fake_inputs=True):
         features = blank_features(network, places)
         given = 0 if again else features.numel() * features.element_size()
@@ -149,11 +149,11 @@ def count(
             with mixed:
                 if again:
                     with live.during("encoder"):
-                        features = encoded(network, batch, laid)
+                        features = encoded(network, batch, laid, of_images)
                 if reference != "cached":
                     off = adapters_off(network) if reference == "adapters_off" else nullcontext()
                     with live.during("reference"), torch.no_grad(), off:
-                        logps(network, laid, encoded(network, batch, laid) if again else features)
+                        logps(network, laid, encoded(network, batch, laid, of_images) if again else features)
                 with live.during("policy"):
                     scored = logps(network, laid, features).sum()
             forward, kept = live.peak, live.now
@@ -201,9 +201,10 @@ def encode(network: Any, batch: PreferenceBatch, autocast: torch.dtype | None = 
     """
     live, mixed = Live(), torch.autocast("cpu", autocast) if autocast is not None else nullcontext()
     if takes_features(network):
+        places = places_of(network, batch)
         try:
-            with FakeTensorMode(allow_non_fake_inputs=True), live, mixed:
-                image_features(network, batch)
+            with FakeTensorMode(allow_non_fake_inputs=True), live, torch.no_grad(), mixed:
+                encode_images(network, images_of(network, batch), places)
             return Encoder(live.peak, sum(live.operations.values()))
         except DATA_DEPENDENT:
             gc.collect()
@@ -213,26 +214,42 @@ def encode(network: Any, batch: PreferenceBatch, autocast: torch.dtype | None = 
     return Encoder(3 * pixels.numel() * pixels.element_size(), 2 * weights.frozen * patches)
 
 
-def encoded(network: Any, batch: PreferenceBatch, laid: Laid) -> Tensor:  # noqa: ANN401
+def places_of(network: Any, batch: PreferenceBatch) -> list[int]:  # noqa: ANN401
+    """Count the tokens that each of the G images fills."""
+    token, pairs = image_token_of(network), zip(batch.image_of, batch.prompts, strict=True)
+    found = {image: int((prompt["input_ids"] == token).sum()) for image, prompt in pairs}
+    return [found[image] for image in range(len(batch.image_ids))]
+
+
+def images_of(network: Any, batch: PreferenceBatch) -> dict[str, Tensor]:  # noqa: ANN401
+    """Return what the model takes for the images, in its type."""
+    dtype = base_of(network).get_input_embeddings().weight.dtype
+    return {key: one.to(dtype) if one.is_floating_point() else one for key, one in batch.images.items()}
+
+
+def encoded(network: Any, batch: PreferenceBatch, laid: Laid, places: list[int]) -> Tensor:  # noqa: ANN401
     """Encode the images of a batch, for an encoder that is trained.
+
+    Args:
+        network: A skeleton.
+        batch: What one device gets.
+        laid: The same as it lies before the model.
+        places: Of each image.
 
     Returns:
         (places of images, D), as they come in the rows.
 
     Raises:
-        ValueError: The encoder asks what is in a tensor, or takes nothing but pixels.
+        ValueError: The encoder asks what is in a tensor.
     """
     try:
-        features = image_features(network, batch)
-    except DATA_DEPENDENT:
-        features = None
-    if not isinstance(features, EncodedImages):
-        kind = type(base_of(network)).__name__
+        images = encode_images(network, images_of(network, batch), places).images
+    except DATA_DEPENDENT as error:
         raise ValueError(
-            f"what it takes to train the vision tower of {kind} cannot be counted: keep lora.target_modules to the "
-            "language model"
-        )
-    return torch.cat([features.images[place].tokens for place in laid.image_order])
+            f"what it takes to train the vision tower of {type(base_of(network)).__name__} cannot be counted: keep "
+            "lora.target_modules to the language model"
+        ) from error
+    return torch.cat([images[place].tokens for place in laid.image_order])
 
 
 def logps(network: Any, laid: Laid, features: Tensor) -> Tensor:  # noqa: ANN401

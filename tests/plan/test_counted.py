@@ -127,6 +127,10 @@ def test_operations_are_those_of_the_formula(folder, pairs):
     adapters = 2 * tokens * 8 * (4 * (64 + 64) + 3 * (64 + 128))
     attention = 2 * 2 * 4 * size * size * 64  # queries by keys, weights by values
     head = 2 * scored * 64 * config.text_config.vocab_size
+    # Two images of four patches and a token for the whole, through two layers, and the patches through the projector.
+    patches, seen = 2 * 4, 2 * 5
+    tower = 2 * 2 * (seen * (4 * 64 * 64 + 2 * 64 * 128) + 2 * seen * 5 * 64)
+    assert said["encoder"] == 2 * patches * 3 * 14 * 14 * 64 + tower + 2 * patches * 2 * 64 * 64
     assert said["reference"] == pytest.approx(2 * (linears + attention) + head, rel=0.005)
     # the head's product with the gradient is part of its forward pass
     assert said["policy"] == pytest.approx(2 * (linears + adapters + attention) + 2 * head, rel=0.005)
