@@ -49,6 +49,13 @@ def test_a_trainer_without_keys(trainer: str, folder: Path):
     assert "trainer: expected keys and their values" in line(folder, "--config", "over.yaml")
 
 
+@pytest.mark.parametrize("command", ["fit", "plan"])
+def test_a_config_that_holds_itself(command: str, folder: Path):
+    (folder / "over.yaml").write_text("trainer: &t [*t]\n")
+    outcome = judge(folder, [command, "--config", "config.yaml", "--config", "over.yaml"])
+    assert outcome.ending == LINE and "a config file holds itself" in outcome.said
+
+
 @pytest.mark.parametrize("content", ["trainer: {}\n".encode("utf-16"), b"\x80\x02}q\x00.", "é: 1\n".encode("latin-1")])
 def test_a_config_that_is_no_text_is_named(content: bytes, folder: Path):
     (folder / "over.yaml").write_bytes(content)

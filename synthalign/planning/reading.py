@@ -114,7 +114,7 @@ def read(args: Sequence[str]) -> Read:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
-    except (ValueError, OmegaConfBaseException) as error:
+    except (ValueError, RecursionError, OmegaConfBaseException) as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
         if not {"jsonargparse", "omegaconf"} & set(raised_in):
             raise

@@ -204,6 +204,8 @@ HINT = "; `--help`, `--model.help NAME`, `--data.help NAME` and `--trainer.callb
 
 def _gist(message: str, args: Sequence[str]) -> str:
     """Boil a parser's report down to one line, with the place in the config file where the mistake stands."""
+    if message.startswith("maximum recursion depth"):
+        return "a config file holds itself: look at its anchors (&name) and aliases (*name)"
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     text = " ".join(dict.fromkeys(line for line in lines if line and not NOISE.match(line)))
     text = re.sub(r"<class '([\w.]+)'>", r"\1", text).replace("Parser key ", "")
@@ -269,7 +271,7 @@ def run(args: Sequence[str]) -> None:
         raise
     except MisconfigurationException as error:  # such as an accelerator that is not there
         fail(str(error))
-    except (ValueError, TypeError, OmegaConfBaseException) as error:
+    except (ValueError, TypeError, RecursionError, OmegaConfBaseException) as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         raised_in = set(Path(place.filename).parts)
         # Lightning, and torch's optimizers, refuse a setting where it is used.
