@@ -1,4 +1,5 @@
-"""Runs of the command line under every strategy; as a script: ``strategy_runs.py FOLDER``, where ``write`` has been.
+"""Runs of the command line under every strategy; as a script: ``strategy_runs.py FOLDER [all]``, where ``write`` has
+been.
 
 What trains on two ranks trains on one that accumulates two batches; all in float64, so that what is equal shows.
 """
@@ -45,21 +46,25 @@ RUNS = {
     "lora-fsdp2": ("lora.yaml", FSDP2),
     "lora-fsdp2-resumed": ("lora.yaml", [*FSDP2, *FROM, "lora-fsdp2/fit/checkpoints/step=3.ckpt"]),
     "lora-fsdp2-from-ddp": ("lora.yaml", [*FSDP2, *FROM, "lora-ddp/fit/checkpoints/step=3.ckpt"]),
+    "lora-fsdp1": ("lora.yaml", FSDP1),
+    "whole-alone": ("whole.yaml", ALONE),
+    "whole-fsdp2": ("whole.yaml", FSDP2),
+}
+"""The config and the flags of each run, those that others go on with first."""
+
+PROVEN = {
     "lora-ddp-from-fsdp2": ("lora.yaml", [*DDP, *FROM, "lora-fsdp2/fit/checkpoints/step=3.ckpt"]),
     "lora-shards": ("lora.yaml", SHARDS),
     "lora-fsdp2-from-shards": (
         "lora.yaml",
         [*SHARDS, *FROM, "lora-shards/fit/checkpoints/step=3.ckpt", "--trust_shards", "true"],
     ),
-    "lora-fsdp1": ("lora.yaml", FSDP1),
-    "whole-alone": ("whole.yaml", ALONE),
-    "whole-fsdp2": ("whole.yaml", FSDP2),
     "whole-fsdp1": ("whole.yaml", FSDP1),
     "clipped-ddp": ("lora.yaml", [*DDP, *CLIPPED]),
     "clipped-fsdp2": ("lora.yaml", [*FSDP2, *CLIPPED]),
     "clipped-fsdp1": ("lora.yaml", [*FSDP1, *CLIPPED]),
 }
-"""The config and the flags of each run, those that others go on with first."""
+"""More, for the tests that take minutes."""
 
 
 def write(folder: Path, policy: Path) -> Path:
@@ -113,7 +118,7 @@ def write(folder: Path, policy: Path) -> Path:
 
 def run(name: str) -> None:
     """Run one of RUNS, as one of its ranks, in a folder of its own."""
-    config, flags = RUNS[name]
+    config, flags = (RUNS | PROVEN)[name]
     main(["fit", "--config", config, "--trainer.default_root_dir", name, *flags])
     for file in Path().glob("rank-*.json"):
         file.replace(Path(name) / file.name)
@@ -126,5 +131,5 @@ if __name__ == "__main__":
 
     os.chdir(sys.argv[1])
     LoRA()(load_policy("llava"))
-    for one in RUNS:
+    for one in RUNS | PROVEN if sys.argv[2:] else RUNS:
         fork_ranks(1 if one.endswith("alone") else 2, partial(run, one))
