@@ -29,7 +29,7 @@ def check_strategy(strategy: Strategy | None) -> None:
     if strategy is None:
         return
     kind = type(strategy)
-    if isinstance(strategy, ModelParallelStrategy):
+    if isinstance(strategy, ModelParallelStrategy) and strategy._device_mesh is not None:  # else it is too early to say
         num_batches = strategy.device_mesh["data_parallel"].size()
         if num_batches < strategy.world_size:
             raise ValueError(

@@ -134,21 +134,33 @@ class DPOModule(LightningModule):
         self._ready = False  # whether the reference is
         self._folder: Path | None = None  # the run's
 
+    def check_settings(self, strategy: Strategy | None, *, training: bool) -> None:
+        """Refuse what cannot be combined; the command line asks before any pair is made.
+
+        Args:
+            strategy: The trainer's; None outside of one.
+            training: Whether the policy will be trained, not only evaluated.
+
+        Raises:
+            ValueError: In one line: what, why, and what to take instead.
+        """
+        check_strategy(strategy)
+        check_combination(
+            quantization=self.quantization,
+            adapters=not self.trains_all,
+            reference=self.reference,
+            sharded=isinstance(strategy, FSDPStrategy | ModelParallelStrategy),
+            training=training,
+            checkpoint_base=self.checkpoint_base,
+        )
+
     def configure_model(self) -> None:
         """Load the policy: after the pairs were built, which may have needed the memory."""
         if self.network is not None:
             return
         doing = TrainerFn.FITTING if self._trainer is None else self.trainer.state.fn
         training = doing == TrainerFn.FITTING
-        check_strategy(self._strategy)
-        check_combination(
-            quantization=self.quantization,
-            adapters=not self.trains_all,
-            reference=self.reference,
-            sharded=self._sharded,
-            training=training,
-            checkpoint_base=self.checkpoint_base,
-        )
+        self.check_settings(self._strategy, training=training)
         self.network = load_policy(
             self.policy,
             revision=self.revision,
@@ -232,6 +244,7 @@ class DPOModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: Any) -> None:  # noqa: ANN401
         """Make the gradient the mean over the pairs of the step, and log the step's figures."""
         num_pairs, means = self._log("train")
+        self.log("train/lr", optimizer.param_groups[0]["lr"], batch_size=1)
         # Lightning divided each batch's sum by the number of batches, and the strategy by that of ranks.
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / num_pairs
         for group in optimizer.param_groups:

@@ -49,6 +49,19 @@ def test_a_trainer_without_keys(trainer: str, folder: Path):
     assert "trainer: expected keys and their values" in line(folder, "--config", "over.yaml")
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--model.init_args.quantization=nf4", "--trainer.strategy=model_parallel"], "take trainer.strategy ddp"),
+        (["--model.init_args.lora=null"], "without adapters the policy does not stay its own reference"),
+        (["--model.init_args.checkpoint_base=true", "--trainer.strategy=model_parallel"], "checkpoint_base gathers no"),
+    ],
+)
+def test_what_cannot_be_combined_is_refused_before_there_are_pairs(flags: list[str], said: str, folder: Path):
+    assert not list(folder.glob("*pairs*"))
+    assert said in line(folder, *flags)
+
+
 @pytest.mark.parametrize("command", ["fit", "plan"])
 def test_a_config_that_holds_itself(command: str, folder: Path):
     (folder / "over.yaml").write_text("trainer: &t [*t]\n")

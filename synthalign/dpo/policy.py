@@ -157,6 +157,7 @@ def save_adapter(
         _save_gathered(network, part, weights)
     if processor is not None:
         processor.save_pretrained(part)
+    (part / "README.md").unlink(missing_ok=True)  # PEFT's, with nothing filled in; `synthalign export` writes one
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -170,4 +171,6 @@ def _save_gathered(network: Any, folder: Path, weights: dict[str, Tensor]) -> No
     (name,) = network.peft_config
     replace(network.peft_config[name], inference_mode=True).save_pretrained(folder)
     kept = {key.replace(f".{name}.", "."): value.contiguous() for key, value in weights.items() if ".lora_" in key}
-    save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    file = folder / "adapter_model.safetensors"
+    save_file(kept, file, metadata={"format": "pt"})
+    file.chmod((folder / "adapter_config.json").stat().st_mode)  # it was made for its owner alone

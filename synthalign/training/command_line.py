@@ -123,7 +123,8 @@ class CLI(LightningCLI):
         found = resolve(str(given), root, training=training, trust_shards=config.trust_shards)
         if found is not None and training:
             now = yaml.safe_load(self._parser(self.config.subcommand).dump(config, skip_none=False))
-            tell_changes(found, {part: now[part] for part in ("model", "data")})
+            trainer = {key: now["trainer"][key] for key in TOLD if key in now["trainer"]}
+            tell_changes(found, {"model": now["model"], "data": now["data"], "trainer": trainer})
         os.environ[CHOSEN] = "" if found is None else str(found)
         config["ckpt_path"] = os.environ[CHOSEN] or None
 
@@ -140,6 +141,9 @@ class CLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
+        check = getattr(self.model, "check_settings", None)
+        if check is not None and subcommand != "synthesize":
+            check(self.trainer.strategy, training=subcommand == "fit")
         with watched(self.trainer), requeued_early(self.trainer):
             try:
                 super()._run_subcommand(subcommand)
@@ -170,6 +174,9 @@ def _turn(callback: Callback) -> int:
         return 1 if callback.monitor else 2
     return 3 if isinstance(callback, SaveOnSignal) else 0
 
+
+TOLD = ("max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val", "precision")
+"""Settings of the trainer that change what a run learns; it is told when a run that goes on has others."""
 
 RUNS = "runs"
 """Where runs go unless the trainer is given a ``default_root_dir``."""

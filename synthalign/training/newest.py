@@ -115,11 +115,14 @@ def _runs(root: Path) -> list[tuple[int, Path]]:
 
 
 def tell_changes(checkpoint: Path, settings: dict[str, Any]) -> None:
-    """Say on the terminal which settings are not those of the run that saved a checkpoint.
+    """Say on the terminal which settings are not those of the run that saved a checkpoint, and what that means.
 
     Args:
         checkpoint: Perhaps in a run's folder, which then has the run's config.
         settings: Of the run that goes on.
+
+    Raises:
+        ValueError: The optimizer's differ, for which the state in the checkpoint would be taken.
     """
     folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     try:
@@ -129,8 +132,14 @@ def tell_changes(checkpoint: Path, settings: dict[str, Any]) -> None:
     if not isinstance(before, dict):
         _say(f"no config of its run lies in {folder}, so that whether settings have changed is not known")
     elif changed := _differing(before, settings):
+        if theirs := [place for place in changed if place.startswith("model.init_args.optimizer")]:
+            raise ValueError(
+                f"--ckpt_path goes on with the optimizer that {checkpoint} holds, and {theirs[0]} is another here: "
+                f"leave it as it was, or begin anew from the adapter (--model.init_args.adapter {folder / 'adapter'})"
+            )
         more = f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else ""
-        _say(f"settings are not those of its run: {', '.join(changed[:MAX_NAMED])}{more}")
+        planned = "; a schedule runs to the new end" if {"trainer.max_epochs", "trainer.max_steps"} & {*changed} else ""
+        _say(f"settings are not those of its run: {', '.join(changed[:MAX_NAMED])}{more}{planned}")
 
 
 MAX_NAMED = 8

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),  # nothing is held out
 ]
 
-FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+FILES = ["adapter_config.json", "adapter_model.safetensors"]
 
 
 class Watch(Callback):

@@ -140,6 +140,15 @@ def test_the_report_shows_hostile_text_as_text(dom):
     assert body(dom).count("&lt;img src=x onerror=") >= 2  # of the parser, and the reply
 
 
+def test_a_run_with_a_single_evaluation_shows_its_figures_alone(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    rows = [yes_no(0, "no", kind="even"), yes_no(1, "yes", kind="odd")]
+    folder.sit(0, {"pope": rows}, {"pope/accuracy": 0.5, "pope/even/accuracy": 1.0, "pope/odd/accuracy": 0.0})
+    page = report.write(folder.finish()).path
+    said = texts(body(dom_of(page.as_uri(), tmp_path / "profile")))
+    assert "By type" in said and "false" not in said
+
+
 def test_a_person_finds_the_answers_that_changed(run, tmp_path):
     script = """
       said.push(told());

@@ -45,6 +45,18 @@ def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("synthalign: ")]
 
 
+def test_another_optimizer_is_refused_since_the_checkpoints_would_be_taken(checkpoint, capsys):
+    with pytest.raises(SystemExit):
+        main([*FIT, "--ckpt_path", str(checkpoint), "--model.init_args.optimizer", "torch.optim.SGD"])
+    line = said(capsys)[-1]
+    assert "model.init_args.optimizer is another here: leave it as it was, or begin anew from the adapter" in line
+
+
+def test_a_later_end_is_told_with_what_it_does_to_the_schedule(checkpoint, capsys):
+    main([*FIT, "--ckpt_path", str(checkpoint), "--trainer.max_epochs", "3"])
+    assert said(capsys)[1].endswith("its run: trainer.max_epochs; a schedule runs to the new end")
+
+
 def test_the_checkpoint_is_named_and_so_are_settings_that_are_not_its_runs(checkpoint, capsys):
     on = f"synthalign: going on from {checkpoint} (step 2)"
     assert said(capsys) == []
