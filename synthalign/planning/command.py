@@ -44,6 +44,10 @@ def plan(args: list[str]) -> None:
     for name, (least, most) in BOUNDS.items():
         if (value := getattr(options, name)) is not None and not least <= value <= most:
             raise ValueError(f"--{name.replace('_', '-')} must be from {least:g} to {most:g}, got {value:g}")
+    if options.memory_gib is not None and options.reserve_gib >= options.memory_gib:
+        raise ValueError(
+            f"--reserve-gib {options.reserve_gib:g} is all of --memory-gib {options.memory_gib:g}: keep less free"
+        )
     lengths = parse_lengths(options.tokens)
     found = read(rest)
     pairs = of_run(found.data, found.run.world_size) if options.num_pairs is None else None

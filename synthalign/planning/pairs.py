@@ -106,9 +106,9 @@ def assumed(
     count, why = num_pairs, "as asked"
     if count is None and data.synthesis is not None and Path(data.synthesis.prompts).is_file():
         lines = Path(data.synthesis.prompts).read_text(encoding="utf-8").splitlines()
-        count, why = sum(bool(line.strip()) for line in lines), "one for each prompt"
+        count, why = sum(bool(line.strip()) for line in lines), "one for each prompt; none are made yet"
     elif count is None:
-        count, why = ASSUMED_PAIRS, "assumed"
+        count, why = ASSUMED_PAIRS, "assumed; none are made yet"
     assert data.chat is not None
     missing = _why_no_processor(data.chat)
 
@@ -139,7 +139,7 @@ def assumed(
     largest = batch(min(size, count)) if size > 1 else one
     used = min(count, steps * world_size * size)
     source = (
-        f"{why}; none are made yet: prompts of {prompt} tokens with their image, responses of {lengths.chosen} and "
+        f"{why}: prompts of {prompt} tokens with their image, responses of {lengths.chosen} and "
         f"{lengths.rejected} tokens"
     )
     if missing is not None:

@@ -110,7 +110,7 @@ def test_saving_again_replaces_the_folder(make_policy, tmp_path):
         (tmp_path / "adapter" / "left-behind").touch()
     save_adapter(policy, tmp_path / "adapter")
     files = sorted(path.name for path in (tmp_path / "adapter").iterdir())
-    assert files == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert files == ["adapter_config.json", "adapter_model.safetensors"]
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     own = {name.replace(".default", ""): p for name, p in policy.named_parameters() if p.requires_grad}

@@ -31,7 +31,7 @@ def test_a_plan_says_what_the_run_then_has(config, capsys):
 
 def test_pairs_that_are_not_made_yet_are_assumed_and_said_to_be(config, capsys):
     plan = planned(capsys, "--num-pairs", "1000", "--tokens", "30", "20", "10", "--tflops", "1")
-    assert plan["pairs"] == 1000 and plan["pairs_from"].startswith("as asked; none are made yet")
+    assert plan["pairs"] == 1000 and plan["pairs_from"].startswith("as asked: prompts of")
     assert plan["steps_per_epoch"] == 250
     assert plan["epoch_s"] == pytest.approx(plan["operations_per_epoch"] / 1e12)
     (config / "pairs.json").unlink()
@@ -69,6 +69,7 @@ def test_strategy_and_devices_decide_on_shares_and_traffic(config, capsys):
         (["--num-pairs", "0"], "--num-pairs must be from 1"),
         (["--image-size", "-5"], "--image-size must be from 1"),
         (["--memory-gib", "-1"], "--memory-gib must be from 1e-06"),
+        (["--memory-gib", "1.5"], "--reserve-gib 2 is all of --memory-gib 1.5: keep less free"),
         (["--trainer.devices", "0"], "are no devices"),
         (["--trainer.devices", "4"], "6 pairs are too few for 4 processes with a batch_size of 2"),
         (
