@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,9 +24,9 @@ def run_script(file: str, *args: str) -> subprocess.CompletedProcess[str]:
 
 def statuses(world_size: int, work: Callable[[], None]) -> list[int | None]:
     """Let every rank work, and return their exit statuses. Trainers find their rank in the environment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    from synthalign.training.ranks import free_port
+
+    port = free_port()
 
     def be(rank: int) -> None:
         os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

@@ -37,7 +37,7 @@ from synthalign.training import strategies
 from synthalign.training.best import BestCheckpoints
 from synthalign.training.checkpoints import CheckpointFiles
 from synthalign.training.newest import resolve, tell_changes
-from synthalign.training.ranks import CHOSEN, left_as_found, started_by_first, watched
+from synthalign.training.ranks import CHOSEN, choose_port, left_as_found, started_by_first, watched
 
 
 class Trainer(LightningTrainer):
@@ -144,6 +144,7 @@ class CLI(LightningCLI):
         check = getattr(self.model, "check_settings", None)
         if check is not None and subcommand != "synthesize":
             check(self.trainer.strategy, training=subcommand == "fit")
+        choose_port(self.trainer)
         with watched(self.trainer), requeued_early(self.trainer):
             try:
                 super()._run_subcommand(subcommand)

@@ -3,15 +3,18 @@
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from random import SystemRandom
 from subprocess import Popen, TimeoutExpired
 from typing import NoReturn
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.distributed import destroy_process_group, is_initialized
 
 FIRST = "SYNTHALIGN_FIRST_RANK"
@@ -30,6 +33,29 @@ CHOSEN = "SYNTHALIGN_CHECKPOINT"
 
 SAID = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", CHOSEN)
 """Environment variables in which Lightning leaves where the ranks meet, and we what they have in common."""
+
+
+def free_port() -> int:
+    """Return a port for ranks to meet at, out of those that the kernel gives to whoever connects in the meantime."""
+    for port in SystemRandom().sample(MEETING, 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError(f"no port from {MEETING.start} to {MEETING.stop - 1} is free for the ranks to meet at")
+
+
+MEETING = range(20_000, 32_000)
+"""Ports below Linux's ip_local_port_range."""
+
+
+def choose_port(trainer: Trainer) -> None:
+    """Say in the environment where the ranks meet, if Lightning starts them and the user has not said it.
+
+    Lightning would take a port some seconds before its use, from those that anybody may be given by then.
+    """
+    environment = trainer._accelerator_connector.cluster_environment  # shown by some strategies only
+    if trainer.world_size > 1 and isinstance(environment, LightningEnvironment):
+        os.environ.setdefault("MASTER_PORT", str(free_port()))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from brightness import write_files
 from dpo.drawn_pairs import write_set
 from torch.distributed import TCPStore
 
-from synthalign.training.ranks import watched
+from synthalign.training.ranks import free_port, watched
 
 TESTS = Path(__file__).parents[1]
 WITHIN_S = 60.0
@@ -94,6 +94,14 @@ def test_a_rank_that_is_killed_takes_the_run_down_and_is_named(rank, when, tmp_p
     else:
         assert code == -signal.SIGKILL
         assert re.search(r"rank 1 (stops, since the first rank is gone|of 2 waits for another in vain)", line)
+
+
+def test_ranks_meet_where_no_connection_is_given_a_port_meanwhile():
+    span = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    if not span.is_file():
+        pytest.skip("no Linux")
+    lowest, highest = map(int, span.read_text().split())
+    assert not lowest <= free_port() <= highest
 
 
 def group_lives(group: int) -> bool:
