@@ -145,23 +145,11 @@ class DPOModule(LightningModule):
             ValueError: In one line: what, why, and what to take instead.
         """
         check_strategy(strategy)
-        self.check_combined(sharded=isinstance(strategy, FSDPStrategy | ModelParallelStrategy), training=training)
-
-    def check_combined(self, *, sharded: bool, training: bool) -> None:
-        """Refuse its own settings where they do not go together: see ``check_combination``.
-
-        Args:
-            sharded: Whether the weights are to be spread over ranks.
-            training: Whether the policy will be trained, not only evaluated.
-
-        Raises:
-            ValueError: In one line: what, why, and what to take instead.
-        """
         check_combination(
             quantization=self.quantization,
             adapters=not self.trains_all,
             reference=self.reference,
-            sharded=sharded,
+            sharded=isinstance(strategy, FSDPStrategy | ModelParallelStrategy),
             training=training,
             checkpoint_base=self.checkpoint_base,
         )

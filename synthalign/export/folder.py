@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from synthalign.tables.disk import sync
-
 RECORD = "export.json"
 """In every export: what it was made from, and under ``files`` what belongs to it."""
 
@@ -62,7 +60,7 @@ def whole(out: Path) -> Iterator[Path]:
         for path in [*part.rglob("*"), part]:
             if path.is_file():
                 path.chmod(mode)  # safetensors come readable by their writer alone
-            sync(path)
+            _sync(path)
         check_free(out)  # hours may have passed
         _replace(part, out)
     except (OSError, SafetensorError) as error:
@@ -89,4 +87,12 @@ def _replace(part: Path, out: Path) -> None:
             os.replace(old, out)
             raise
         shutil.rmtree(old, ignore_errors=True)
-    sync(out.parent)
+    _sync(out.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from synthalign.tables.hub import upload
+from synthalign.tables.hub import gist
 
 
 def check_repo(repo: str) -> str:
@@ -38,8 +38,20 @@ def push(folder: Path, repo: str, *, private: bool = False) -> str:
         Its address.
 
     Raises:
-        ValueError: It is no such name; or ``private`` was asked for, and the model exists and is public.
+        ValueError: ``private`` was asked for, and the model exists and is public.
         RuntimeError: The hub could not be reached, or refused.
     """
-    stale = ["*.safetensors", "*.safetensors.index.json", "adapter_config.json", "config.json"]
-    return upload(folder, check_repo(repo), "model", private=private, stale=stale, message="Export")
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        address = api.create_repo(check_repo(repo), private=private or None, exist_ok=True)
+        public = private and not api.repo_info(repo).private
+        if not public:
+            stale = ["*.safetensors", "*.safetensors.index.json", "adapter_config.json", "config.json"]
+            api.upload_folder(repo_id=repo, folder_path=folder, delete_patterns=stale, commit_message="Export")
+    except Exception as error:  # the library lets its transport's own exceptions through
+        raise RuntimeError(f"not pushed to {repo} ({gist(error)}); the files are in {folder}") from None
+    if public:
+        raise ValueError(f"not pushed: {repo} exists and is public; the files are in {folder}")
+    return str(address)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import set_parsing_settings
+from lightning.pytorch import LightningDataModule, LightningModule
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
@@ -17,7 +19,7 @@ from synthalign.datamodules import SyntheticPreferenceDataModule
 from synthalign.dpo.policy import LoRA
 from synthalign.dpo.reference import Cached, FrozenCopy
 from synthalign.modules import DPOModule
-from synthalign.modules.combinations import check_optimizer
+from synthalign.modules.combinations import check_combination, check_optimizer
 from synthalign.plan import SHARDED, Spread
 from synthalign.planning.run import Run
 from synthalign.planning.step import ReferenceKind
@@ -94,13 +96,29 @@ def read(args: Sequence[str]) -> Read:
     Raises:
         ValueError: It is of a run that cannot be planned.
     """
+    command_line._quiet()
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    sys.argv = ["synthalign", "fit", *args]
     try:
-        cli = command_line.begin(_CLI, ["fit", *args], save_config_callback=None)
+        cli = _CLI(
+            LightningModule,
+            LightningDataModule,
+            trainer_class=command_line.Trainer,
+            trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 1},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            parser_class=command_line.Parser,
+            parser_kwargs={"parser_mode": "omegaconf+"},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
     except (ValueError, RecursionError, OmegaConfBaseException) as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts
         if not {"jsonargparse", "omegaconf"} & set(raised_in):
             raise
-        fail(command_line.gist(str(error), sys.argv))
+        fail(command_line._gist(str(error), sys.argv))
     module, data = cli.model, cli.datamodule
     if not isinstance(module, DPOModule) or not isinstance(data, SyntheticPreferenceDataModule):
         raise ValueError(
@@ -153,7 +171,14 @@ def check(module: DPOModule, *, sharded: bool) -> None:
     Raises:
         ValueError: In one line: what, why, and what to take instead.
     """
-    module.check_combined(sharded=sharded, training=True)
+    check_combination(
+        quantization=module.quantization,
+        adapters=not module.trains_all,
+        reference=module.reference,
+        sharded=sharded,
+        training=True,
+        checkpoint_base=module.checkpoint_base,
+    )
     try:
         optimizer = module.optimizer([nn.Parameter(torch.zeros(1))])
     except ValueError as error:  # torch's own words

@@ -1,6 +1,6 @@
 """What a run leaves on disk: landings in shards that are whole or absent, addressed by what they were made from."""
 
-from synthalign.store.landing import Landing, put_in_place, write_atomically
+from synthalign.store.landing import Landing, write_atomically
 from synthalign.store.ranks import sign_of_life, wait_for
 from synthalign.store.recipes import digest, fingerprint, recipe_of, seed_of
 from synthalign.store.shards import Shard, shards_by_id, shards_of
@@ -10,7 +10,6 @@ __all__ = [
     "Shard",
     "digest",
     "fingerprint",
-    "put_in_place",
     "recipe_of",
     "seed_of",
     "shards_by_id",

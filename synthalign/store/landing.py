@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 
 from synthalign.store.recipes import digest
 from synthalign.store.shards import Shard
-from synthalign.tables.disk import sync
 
 HALVED = b"halved"
 """Key of a shard's metadata: one line for each batch that was halved for lack of memory, whose last bits may differ."""
@@ -164,12 +163,6 @@ def _table(path: Path, columns: list[str] | None) -> pa.Table:
         raise ValueError(f"{path} is damaged ({reason}): delete it and run again") from None
 
 
-def put_in_place(part: Path, path: Path) -> None:
-    """Give a whole file, which is on the disk, its name, for good: also where the machine fails the moment after."""
-    os.replace(part, path)
-    sync(path.parent)
-
-
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file, and the folder it is in, that is whole or absent, whatever happens to the process or the machine.
 
@@ -184,7 +177,12 @@ def write_atomically(path: Path, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        put_in_place(part, path)
+        os.replace(part, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except OSError as error:
         with suppress(OSError):
             part.unlink()

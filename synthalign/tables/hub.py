@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 REPO = r"[\w.-]+/[\w.-]+"
 SHARD = "train-"
@@ -90,56 +90,23 @@ def push_folder(folder: Path, repo: str, *, private: bool = False) -> str:
         Its address.
 
     Raises:
-        ValueError: It is no such name; or ``private`` was asked for, and the dataset exists and is public.
-        RuntimeError: The hub could not be reached, or refused.
-    """
-    check_repo(repo)
-    left_out, stale = ["dropped.jsonl"], [f"{SHARD}*.parquet"]
-    return upload(folder, repo, "dataset", private=private, left_out=left_out, stale=stale, message="Pairs")
-
-
-def upload(
-    folder: Path,
-    repo: str,
-    kind: Literal["dataset", "model"],
-    *,
-    private: bool,
-    message: str,
-    stale: list[str],
-    left_out: list[str] | None = None,
-) -> str:
-    """Upload a folder; local files stay.
-
-    Args:
-        folder: The folder.
-        repo: ``owner/name``; it is made if need be.
-        kind: What it is on the hub.
-        private: Make it private.
-        message: Of the commit.
-        stale: Patterns of files that are deleted there, unless they are here.
-        left_out: Patterns of files that are not uploaded.
-
-    Returns:
-        Its address.
-
-    Raises:
-        ValueError: ``private`` was asked for, and it exists and is public.
+        ValueError: ``private`` was asked for, and the dataset exists and is public.
         RuntimeError: The hub could not be reached, or refused.
     """
     from huggingface_hub import HfApi
 
     api = HfApi()
     try:
-        address = api.create_repo(repo, repo_type=kind, private=private or None, exist_ok=True)
-        public = private and not api.repo_info(repo, repo_type=kind).private
+        address = api.create_repo(check_repo(repo), repo_type="dataset", private=private or None, exist_ok=True)
+        public = private and not api.repo_info(repo, repo_type="dataset").private
         if not public:
             api.upload_folder(
                 repo_id=repo,
-                repo_type=kind,
+                repo_type="dataset",
                 folder_path=folder,
-                ignore_patterns=left_out,
-                delete_patterns=stale,
-                commit_message=message,
+                ignore_patterns="dropped.jsonl",
+                delete_patterns=f"{SHARD}*.parquet",
+                commit_message="Pairs",
             )
     except Exception as error:  # the library lets its transport's own exceptions through
         raise RuntimeError(f"not pushed to {repo} ({gist(error)}); the files are in {folder}") from None

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from synthalign.tables.disk import sync
 from synthalign.tables.forms import EXTRAS, reference_row, rlaif_v_row, trl_row
 from synthalign.tables.hub import SHARD
 from synthalign.tables.images import ImageColumn, ImageFiles
@@ -190,13 +189,21 @@ def _whole(out: Path) -> Iterator[Path]:
         part.mkdir(parents=True)
         yield part
         for path in [*part.rglob("*"), part]:
-            sync(path)
+            _sync(path)
         os.replace(part, out)
-        sync(out.parent)
+        _sync(out.parent)
     except OSError as error:
         raise RuntimeError(f"{out} cannot be written ({error.strerror or error}): nothing is left of it") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _with_bar(count: int) -> Iterator[int]:

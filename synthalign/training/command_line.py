@@ -8,9 +8,9 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -67,7 +67,7 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Leave with the line that names the mistake."""
-        fail(gist(message, sys.argv))
+        fail(_gist(message, sys.argv))
 
 
 class CLI(LightningCLI):
@@ -210,7 +210,7 @@ HINT = "; `--help`, `--model.help NAME`, `--data.help NAME` and `--trainer.callb
 """Put after a report of an unknown key."""
 
 
-def gist(message: str, args: Sequence[str]) -> str:
+def _gist(message: str, args: Sequence[str]) -> str:
     """Boil a parser's report down to one line, with the place in the config file where the mistake stands."""
     if message.startswith("maximum recursion depth"):
         return "a config file holds itself: look at its anchors (&name) and aliases (*name)"
@@ -240,46 +240,6 @@ def _configs(args: Sequence[str]) -> list[Path]:
     return [path for path in named if path.suffix in {".yaml", ".yml"} and os.path.isfile(path)]
 
 
-AnyCLI = TypeVar("AnyCLI", bound=CLI)
-
-
-def begin(
-    kind: type[AnyCLI],
-    args: Sequence[str],
-    *,
-    trainer_defaults: Mapping[str, Any] | None = None,
-    **settings: Any,  # noqa: ANN401 - as Lightning has it
-) -> AnyCLI:
-    """Read a command line and its configs, and do with them what a kind of CLI does.
-
-    Args:
-        kind: Does it as it is made.
-        args: The command line, the command first.
-        trainer_defaults: Of the trainer, besides those that every run has.
-        settings: More of LightningCLI's.
-    """
-    _quiet()
-    for path in _configs(args):
-        text_in(path)  # refuses what is no text, which the parser would stumble over
-    # References such as ${trainer.max_epochs} are made relative, so that they hold under every subcommand.
-    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    sys.argv = ["synthalign", *args]  # what Lightning starts the other ranks with
-    return kind(
-        LightningModule,
-        LightningDataModule,
-        trainer_class=Trainer,
-        trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 1, **(trainer_defaults or {})},
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        parser_class=Parser,
-        parser_kwargs={"parser_mode": "omegaconf+"},
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        **settings,
-    )
-
-
 @left_as_found()
 def run(args: Sequence[str]) -> None:
     """Run a training command.
@@ -287,14 +247,32 @@ def run(args: Sequence[str]) -> None:
     Args:
         args: The command line, the command first.
     """
+    _quiet()
+    for path in _configs(args):
+        text_in(path)  # refuses what is no text, which the parser would stumble over
+    # References such as ${trainer.max_epochs} are made relative, so that they hold under every subcommand.
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    sys.argv = ["synthalign", *args]  # what Lightning starts the other ranks with
     strategies.register()
     handled = handle(signal.SIGTERM, leave)
     try:
-        begin(
-            CLI,
-            args,
-            trainer_defaults={"callbacks": [RandomStates(), BestCheckpoints(), SaveOnSignal()]},
+        CLI(
+            LightningModule,
+            LightningDataModule,
+            trainer_class=Trainer,
+            trainer_defaults={
+                "use_distributed_sampler": False,
+                "log_every_n_steps": 1,
+                "callbacks": [RandomStates(), BestCheckpoints(), SaveOnSignal()],
+            },
+            subclass_mode_model=True,
+            subclass_mode_data=True,
             save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
+            parser_kwargs={"parser_mode": "omegaconf+"},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
         )
     except Stopped as stopped:
         _tell(stopped, args)
@@ -310,7 +288,7 @@ def run(args: Sequence[str]) -> None:
         if not of_theirs and (isinstance(error, TypeError) or not {"jsonargparse", "omegaconf"} & raised_in):
             raise
         key = "seed_everything: " if place.name == "seed_everything" else ""
-        fail(key + gist(str(error), args))
+        fail(key + _gist(str(error), args))
     finally:
         handle(signal.SIGTERM, handled)
 
